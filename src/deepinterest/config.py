@@ -6,13 +6,16 @@ applies it. The networks take their dataclass directly: `DIEN(features, DIENConf
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig, OmegaConf
 
-from deepinterest.errors import UserError
+from deepinterest.errors import UserError, nearest
 
 
 class Distribution(Enum):
@@ -244,7 +247,7 @@ class TrainerConfig:
     """Where and how long to train."""
 
     accelerator: str = "auto"
-    devices: int | str = ranged(1, low=1)
+    devices: int | str = ranged(1, low=-1)  # -1 or auto takes all
     strategy: str = "auto"
     num_nodes: int = ranged(1, low=1)
     precision: str = "32-true"
@@ -298,3 +301,109 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: Any = MISSING
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+# ---------------------------------------------------------------------------------------------- registration and checks
+
+LOGGERS = ("wandb", "csv", "tensorboard", "none")
+SCHEMAS: dict[str, dict[str, type]] = {
+    "data": {"completejourney": CompleteJourneyConfig, "events": EventFileConfig, "synthetic": SyntheticConfig},
+    "protocol": {"temporal": TemporalConfig, "leave_last_out": LeaveLastOutConfig},
+    "model": {"dnn": DNNConfig, "din": DINConfig, "dien": DIENConfig},
+    "trainer": {"trainer": TrainerConfig},
+    "logger": {"logger": LoggerConfig},
+}
+
+
+def register() -> None:
+    """Hand the schemas to Hydra, under `schema/`; the files in `conf/` start from them."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="experiment", node=ExperimentConfig)
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)
+    OmegaConf.register_new_resolver("choices", choices, replace=True)
+
+
+def choices(group: str) -> str:
+    """The choices of a config group; `--help` shows them."""
+    hydra = GlobalHydra.instance().hydra
+    return ", ".join(hydra.config_loader.get_group_options(group)) if hydra else ""
+
+
+def typed(config: DictConfig) -> ExperimentConfig:
+    """The composed settings as checked dataclasses, interpolations resolved."""
+    _check_keys(config, "")
+    missing = sorted(OmegaConf.missing_keys(config))
+    if "data.path" in missing:
+        raise UserError("data.path is missing: name the event file, data.path=clicks.parquet")
+    if missing:
+        raise UserError(f"{missing[0]} is missing: give it a value, {missing[0]}=...")
+    experiment = OmegaConf.to_object(config)
+    if not isinstance(experiment, ExperimentConfig):
+        raise UserError("the settings are not an experiment: start them from /schema/experiment@_here_")
+    check(experiment)
+    return experiment
+
+
+def check(config: ExperimentConfig) -> None:
+    """Raise a UserError for the first value that is out of its range."""
+    _check_ranges(config, "")
+    protocol, logger = config.protocol, config.logger
+    if isinstance(protocol, TemporalConfig) and protocol.train_share + protocol.validation_share >= 1:
+        raise UserError(
+            f"protocol.train_share={protocol.train_share} and protocol.validation_share={protocol.validation_share} "
+            "leave nothing to test: their sum must be less than 1"
+        )
+    if isinstance(config.trainer, TrainerConfig):
+        _check_devices(config.trainer.devices)
+    if isinstance(logger, LoggerConfig) and logger.name not in LOGGERS:
+        raise UserError(
+            f"logger.name={logger.name} is not possible: one of {', '.join(LOGGERS)}{nearest(logger.name, LOGGERS)}"
+        )
+    if config.task is Task.test and config.checkpoint is None:
+        raise UserError("checkpoint is missing: task=test needs one, checkpoint=outputs/runs/.../best.ckpt")
+
+
+def _check_keys(config: DictConfig, path: str) -> None:
+    """Refuse keys no schema knows: `+key=value` gets past Hydra's own check."""
+    schema = OmegaConf.get_type(config)
+    known = [entry.name for entry in fields(schema)] if schema is not None and is_dataclass(schema) else None
+    for key in config:
+        if known is not None and key not in known:
+            raise UserError(f"there is no setting {path}{key}: known are {', '.join(known)}{nearest(str(key), known)}")
+        node = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            _check_keys(node, f"{path}{key}.")
+
+
+def _check_devices(devices: int | str) -> None:
+    parts = str(devices).split(",")
+    if devices == 0 or (devices != "auto" and not all(part.strip().removeprefix("-").isdigit() for part in parts)):
+        raise UserError(f"trainer.devices={devices} is not possible: a number, -1 for all, auto, or indices as '0,1'")
+
+
+def _check_ranges(node: Any, path: str) -> None:
+    for entry in fields(node):
+        value, key = getattr(node, entry.name), f"{path}{entry.name}"
+        if is_dataclass(value):
+            _check_ranges(value, f"{key}.")
+        elif isinstance(value, list) and entry.metadata:
+            if not value:
+                raise UserError(f"{key}=[] is not possible: the list needs at least one number")
+            for index, element in enumerate(value):
+                _check_range(f"{key}[{index}]", element, entry.metadata)
+        elif entry.metadata:
+            _check_range(key, value, entry.metadata)
+
+
+def _check_range(key: str, value: Any, limits: Mapping[str, float | None]) -> None:
+    if value is None or isinstance(value, str):
+        return
+    low, high, above = limits["low"], limits["high"], limits["above"]
+    # written so that nan, which no comparison holds for, fails too
+    fine = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+    if not fine or value in (float("inf"), float("-inf")):
+        parts = {"at least": low, "more than": above, "at most": high}
+        allowed = " and ".join(f"{words} {limit}" for words, limit in parts.items() if limit is not None)
+        raise UserError(f"{key}={value} is out of range: it must be {allowed}")

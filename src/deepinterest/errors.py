@@ -2,6 +2,143 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from enum import Enum
+from typing import Any, get_args, get_type_hints
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import Container, DictConfig, ListConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+before_exit: list[Callable[[], None]] = []  # called after an error was shown: a sweep's table (report/sweep.py)
+
 
 class UserError(Exception):
     """Something in the user's hands is wrong; its text is shown without a traceback and the exit code is 1."""
+
+
+def nearest(word: str, choices: Iterable[object]) -> str:
+    """A did-you-mean for `word`, or nothing."""
+    names = [str(choice) for choice in choices]
+    close = get_close_matches(word, names, n=1, cutoff=0.5) or [
+        name for name in names if word and name.startswith(word)
+    ]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def sentence(error: BaseException) -> str | None:
+    """What to tell the user about a mistake in their settings; None where the error is another kind."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _unknown_choice(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the argument '{error.override}': write key=value, and quote values with spaces or commas"
+    if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
+        cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+            return _unknown_key(error, cause)
+        if isinstance(cause, ValidationError):
+            return _wrong_type(cause)
+        return _one_line(cause if cause is not None and not str(error) else error)
+    if isinstance(error, HydraException):
+        return _one_line(error)
+    return None
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Show mistakes in settings as one sentence on stderr, other errors with their traceback; exit with 1 after both."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+    try:
+        yield
+    except Exception as error:
+        tell(error)
+        for call in before_exit:
+            call()
+        sys.exit(1)
+
+
+def tell(error: BaseException) -> None:
+    """Print an error once."""
+    if getattr(error, "told", False):
+        return
+    if text := sentence(error):
+        print(f"error: {text}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    error.told = True  # type: ignore[attr-defined]
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return ", ".join(line for line in lines if line and not line.startswith(("reference_type", "object_type")))
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if not group or not error.options:
+        return _one_line(error)
+    return (
+        f"{group}={choice} is no choice of {group}: one of {', '.join(error.options)}{nearest(choice, error.options)}"
+    )
+
+
+def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
+    named = re.search(r"Could not override '(.+?)'", str(error))
+    wrong = str(cause.full_key or cause.key)
+    key = named[1] if named else wrong
+    where, _, last = wrong.rpartition(".")
+    allowed: list[str] = []
+    if isinstance(cause.parent_node, DictConfig):
+        allowed = sorted(str(name) for name in cause.parent_node if name != "hydra")
+    place = f"{where} has" if where else "the settings are"
+    return f"there is no setting {key}: {place} {', '.join(allowed)}{nearest(last, allowed)}"
+
+
+def _wrong_type(error: ValidationError) -> str:
+    found = re.search(r"[Vv]alue '(.*?)'(?: |,|$)", str(error).splitlines()[0], re.DOTALL)
+    value = found[1] if found else error.value
+    expected = expected_type(error.parent_node, error.key)
+    if expected is None:
+        return f"{error.full_key}: {_one_line(error)}"
+    guess = ""
+    enum = _enum(expected)
+    if enum:
+        guess = nearest(str(value), enum.__members__)
+    return f"{error.full_key}={value} is not possible: expected {describe(expected)}{guess}"
+
+
+def expected_type(parent: Container | None, key: Any) -> Any:
+    """The type that a schema wants at `key`."""
+    if isinstance(parent, ListConfig):
+        return parent._metadata.element_type
+    if parent is None or not isinstance(parent._metadata.object_type, type):
+        return None
+    return get_type_hints(parent._metadata.object_type).get(str(key))
+
+
+def describe(kind: Any) -> str:
+    """A type in a user's words."""
+    if enum := _enum(kind):
+        names = f"one of {', '.join(enum.__members__)}"
+        return f"{names} or null" if type(None) in get_args(kind) else names
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    if getattr(kind, "__origin__", None) is list:
+        return f"a list, each {describe(get_args(kind)[0])}"
+    if parts := get_args(kind):
+        return " or ".join(describe(part) for part in parts)
+    return words.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _enum(kind: Any) -> type[Enum] | None:
+    for part in (kind, *get_args(kind)):
+        if isinstance(part, type) and issubclass(part, Enum):
+            return part
+    return None

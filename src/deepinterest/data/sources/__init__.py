@@ -1,0 +1,38 @@
+"""Where events come from: one module per source."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from deepinterest.config import CompleteJourneyConfig, DataConfig, EventFileConfig, SyntheticConfig
+from deepinterest.data.events import Events
+from deepinterest.data.sources import completejourney, event_file, synthetic
+from deepinterest.errors import UserError
+
+
+def load(config: DataConfig) -> Events:
+    """The events that `config` names; raises UserError where the source or its settings are wrong."""
+    match config.name:
+        case "completejourney":
+            return completejourney.load(cast(CompleteJourneyConfig, config))
+        case "events":
+            return event_file.load(cast(EventFileConfig, config))
+        case "synthetic":
+            return synthetic.generate(cast(SyntheticConfig, config))
+    raise _unknown(config)
+
+
+def fingerprint(config: DataConfig) -> dict[str, Any]:
+    """What tells one state of the source from another, apart from the settings themselves; ready for JSON."""
+    match config.name:
+        case "completejourney":
+            return completejourney.fingerprint()
+        case "events":
+            return event_file.fingerprint(cast(EventFileConfig, config))
+        case "synthetic":
+            return synthetic.fingerprint()
+    raise _unknown(config)
+
+
+def _unknown(config: DataConfig) -> UserError:
+    return UserError(f"data.name is {config.name!r}: choose completejourney, events or synthetic.")

@@ -1,0 +1,63 @@
+"""The events of a source as flat arrays of numbers: what protocols, samplers and loaders work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from deepinterest.data.events import Events
+
+
+@dataclass
+class Log:
+    """E events of U users, each user's in time order and one user after the other.
+
+    An event names a row of the item catalogue; row 0 is the unknown item and no event has it.
+    """
+
+    item: np.ndarray  # (E,)   int32, catalogue row
+    time: np.ndarray  # (E,)   int64, milliseconds
+    user_offsets: np.ndarray  # (U+1,) int64: user u has events user_offsets[u] .. user_offsets[u+1]
+    items: int  # rows of the catalogue, the unknown one included
+
+    @classmethod
+    def of(cls, events: Events) -> tuple[Log, pl.Series, pl.Series]:
+        """Also the raw values of catalogue rows 1, 2, … and of users 0, 1, …."""
+        frame = events.frame
+        items = frame["item"].unique().sort()
+        row = frame.select("item").join(
+            pl.DataFrame({"item": items}).with_row_index("row", offset=1), on="item", how="left", maintain_order="left"
+        )["row"]
+        users = frame["user"].rle()
+        lengths = users.struct.field("len").to_numpy()
+        log = cls(
+            item=row.cast(pl.Int32).to_numpy(),
+            time=frame["timestamp"].to_numpy(),
+            user_offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            items=len(items) + 1,
+        )
+        return log, items, users.struct.field("value")
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    @cached_property
+    def user(self) -> np.ndarray:
+        """(E,) int32: whose event it is."""
+        lengths = np.diff(self.user_offsets)
+        return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+
+    @cached_property
+    def basket(self) -> np.ndarray:
+        """(E,) int64: events of one user at one time share a number; numbers ascend."""
+        first = np.ones(len(self), dtype=bool)
+        first[1:] = (self.user[1:] != self.user[:-1]) | (self.time[1:] != self.time[:-1])
+        return np.cumsum(first) - 1
+
+    @property
+    def position(self) -> np.ndarray:
+        """(E,) int64: how many events of the user came before."""
+        return np.arange(len(self)) - self.user_offsets[self.user]

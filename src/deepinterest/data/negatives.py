@@ -1,0 +1,92 @@
+"""NegativeSampler: items a user might have touched and did not."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from deepinterest.config import Distribution, Exclude, NegativesConfig
+from deepinterest.data.log import Log
+from deepinterest.errors import UserError
+
+ROUNDS = 200  # of rejection; each leaves only the rows whose every draw was excluded
+
+
+class NegativeSampler:
+    """Draws negatives for positive events: the same class for targets and for the auxiliary loss.
+
+    popularity and uniform draw among what training saw. time_matched draws among all events near the positive's time
+    whose item training knows: an evaluation negative is as recent as its positive, so recency tells nothing.
+    """
+
+    def __init__(self, log: Log, seen: np.ndarray, config: NegativesConfig) -> None:
+        self.log, self.config = log, config
+        if config.distribution is Distribution.time_matched:
+            known = np.zeros(log.items, dtype=bool)
+            known[log.item[seen]] = True
+            events = np.flatnonzero(known[log.item])
+            events = events[np.argsort(log.time[events], kind="stable")]
+            self.pool, self.pool_time = log.item[events], log.time[events]
+        elif config.distribution is Distribution.popularity:
+            self.pool = log.item[seen]
+        else:
+            self.pool = np.unique(log.item[seen])
+
+    def draw(self, rng: np.random.Generator, events: np.ndarray, count: int) -> np.ndarray:
+        """(n,) positive events -> (n, count) catalogue rows, int32.
+
+        Raises UserError where an event has no item left that is not excluded.
+        """
+        events = np.repeat(events, count)
+        drawn = self._propose(rng, events)
+        bad = np.flatnonzero(self._excluded(events, drawn))
+        for _ in range(ROUNDS):
+            if len(bad) == 0:
+                return drawn.reshape(-1, count)
+            drawn[bad] = self._propose(rng, events[bad])
+            bad = bad[self._excluded(events[bad], drawn[bad])]
+        if len(bad) == 0:
+            return drawn.reshape(-1, count)
+        raise UserError(
+            f"No negative was found for {len(bad):,} of {len(events):,} targets: with exclude={self.config.exclude.name} "
+            f"nearly every one of {len(np.unique(self.pool)):,} items is ruled out. Take exclude=positive or a wider "
+            f"time_window (now {self.config.time_window})."
+        )
+
+    def _propose(self, rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+        size = len(self.pool)
+        if self.config.distribution is not Distribution.time_matched:
+            return self.pool[rng.integers(size, size=len(events))]
+        width = min(2 * max(1, int(self.config.time_window * size)) + 1, size)
+        rank = np.searchsorted(self.pool_time, self.log.time[events])
+        first = np.clip(rank - width // 2, 0, size - width)  # at the log's ends the window shifts, it does not shrink
+        return self.pool[first + rng.integers(width, size=len(events))]
+
+    def _excluded(self, events: np.ndarray, items: np.ndarray) -> np.ndarray:
+        exclude = self.config.exclude
+        if exclude is Exclude.none:
+            return np.zeros(len(events), dtype=bool)
+        if exclude is Exclude.positive:
+            return items == self.log.item[events]
+        if exclude is Exclude.same_time:
+            key = self.log.basket[events] * self.log.items + items
+            return _contains(self._basket_items, key)
+        keys, first_basket = self._user_items
+        key = self.log.user[events].astype(np.int64) * self.log.items + items
+        at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+        return (keys[at] == key) & (first_basket[at] <= self.log.basket[events])
+
+    @cached_property
+    def _basket_items(self) -> np.ndarray:
+        return np.unique(self.log.basket * self.log.items + self.log.item)
+
+    @cached_property
+    def _user_items(self) -> tuple[np.ndarray, np.ndarray]:
+        keys, first = np.unique(self.log.user.astype(np.int64) * self.log.items + self.log.item, return_index=True)
+        return keys, self.log.basket[first]
+
+
+def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return ordered[at] == values

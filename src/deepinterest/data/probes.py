@@ -1,0 +1,64 @@
+"""Probes: scores that need no network. What they reach of an AUC is the protocol's, not the model's.
+
+`../docs/architecture.md` says what each reveals. A probe's score is a number a row; its AUC is taken where metrics are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deepinterest.data.loader import Samples, ranges
+from deepinterest.data.log import Log
+
+HOUR = 3_600_000  # milliseconds
+CHUNK = 20_000  # groups at a time
+
+
+def probe_scores(
+    log: Log, seen: np.ndarray, samples: Samples, category: np.ndarray | None, max_history: int
+) -> dict[str, np.ndarray]:
+    """Scores (R,) float64 of every row of a split whose `history_end` is the target event.
+
+    Args:
+        category: (items,) category id of each catalogue row, or None where the source has none.
+    """
+    counts = np.diff(samples.candidate_offsets)
+    time = np.repeat(log.time[samples.history_end], counts)
+    item = samples.candidates
+    scores = {
+        "popularity": np.bincount(log.item[seen], minlength=log.items)[item].astype(np.float64),
+        "popularity_hour_before": _touches(log, item, time - HOUR, time),
+        "popularity_day_before": _touches(log, item, time - 24 * HOUR, time),
+    }
+    in_history, same_category = np.zeros(len(item)), np.zeros(len(item))
+    for begin in range(0, len(samples), CHUNK):
+        groups = np.arange(begin, min(begin + CHUNK, len(samples)))
+        end = samples.history_end[groups]
+        start = np.maximum(log.user_offsets[samples.user[groups]], end - max_history)
+        rows = slice(samples.candidate_offsets[groups[0]], samples.candidate_offsets[groups[-1] + 1])
+        # Each row with each event of its history.
+        length = np.repeat(end - start, counts[groups])
+        events, offsets = ranges(np.repeat(start, counts[groups]), length)
+        row = np.repeat(np.arange(len(length)), length)
+        touched, candidate = log.item[events], item[rows][row]
+        in_history[rows] = np.bincount(row[touched == candidate], minlength=len(length)) > 0
+        if category is not None:
+            same = (category[touched] == category[candidate]) & (category[candidate] > 0)
+            same_category[rows] = np.bincount(row[same], minlength=len(length))
+    scores["in_history"] = in_history
+    if category is not None:
+        scores["category_count"] = same_category
+    return scores
+
+
+def _touches(log: Log, item: np.ndarray, since: np.ndarray, until: np.ndarray) -> np.ndarray:
+    """How often each item was touched by anybody at a time in [since, until)."""
+    order = np.lexsort((log.time, log.item))
+    # One ascending key (item, time): ranks of the times keep it small whatever their unit.
+    times = np.unique(log.time)
+    key = log.item[order].astype(np.int64) * (len(times) + 1) + np.searchsorted(times, log.time[order])
+
+    def before(moment: np.ndarray) -> np.ndarray:
+        return np.searchsorted(key, item.astype(np.int64) * (len(times) + 1) + np.searchsorted(times, moment))
+
+    return (before(until) - before(since)).astype(np.float64)

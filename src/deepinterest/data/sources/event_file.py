@@ -1,0 +1,247 @@
+"""Your own log of events: CSV, TSV, Parquet, NDJSON or Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from deepinterest.config import EventFileConfig, TimestampUnit
+from deepinterest.data.events import Events, refuse_nulls
+from deepinterest.errors import UserError
+
+
+def _scan_text(separator: str) -> Callable[[Path], pl.LazyFrame]:
+    # As text: a guess of types would read the ids "007" and "7" as one number.
+    return lambda path: pl.scan_csv(path, separator=separator, infer_schema=False)
+
+
+def _scan_ndjson(path: Path) -> pl.LazyFrame:
+    # The whole file tells the types: an id that is a number in the first lines may be text later.
+    return pl.scan_ndjson(path, infer_schema_length=None)
+
+
+SCANNERS: dict[str, Callable[[Path], pl.LazyFrame]] = {
+    ".csv": _scan_text(","),
+    ".tsv": _scan_text("\t"),
+    ".parquet": lambda path: pl.scan_parquet(path),
+    ".ndjson": _scan_ndjson,
+    ".jsonl": _scan_ndjson,
+    ".arrow": lambda path: pl.scan_ipc(path),
+    ".feather": lambda path: pl.scan_ipc(path),
+    ".ipc": lambda path: pl.scan_ipc(path),
+}
+MAX_MS = 253_402_300_800_000  # the year 10000
+PER_MS = {TimestampUnit.s: 1 / 1000, TimestampUnit.ms: 1, TimestampUnit.us: 1_000, TimestampUnit.ns: 1_000_000}
+
+
+def load(config: EventFileConfig) -> Events:
+    """Read `config.path`; raises UserError for whatever is wrong with the file, its columns or its values."""
+    path = _existing(config)
+    frame = _read(path, config)
+    where, keys = str(path), _keys(config)
+
+    def called(role: str) -> str:
+        return f"column {keys[role]!r} (data.columns.{role})"
+
+    is_text = path.suffix.lower() in (".csv", ".tsv")
+    if is_text:  # an empty field, quoted or not, is no value
+        frame = frame.with_columns(pl.when(pl.all() != "").then(pl.all()))
+    columns: dict[str, pl.Series] = {}
+    for role in ("user", "item", "category"):
+        if role in keys:
+            columns[role] = _ids(frame[role], where, called(role), is_text)
+    for role in ("user", "item"):
+        refuse_nulls(columns[role], where, called(role))
+    columns["timestamp"] = _milliseconds(frame["timestamp"], where, called("timestamp"), config.timestamp_unit)
+    if "category" in keys and config.category_missing is not None:
+        category = columns["category"]
+        missing = (category.cast(pl.String) == config.category_missing).fill_null(False)
+        columns["category"] = pl.select(pl.when(~missing).then(category)).to_series()
+    events = pl.DataFrame(columns)
+
+    dropped: dict[str, int] = {}
+    if "label" in keys:
+        positive = _positives(frame["label"], where, called("label"))
+        dropped["label 0"] = int((~positive).sum())
+        events = events.filter(positive)
+    features = ["category"] if "category" in keys else []
+    return Events.build(events, features, path.name, dropped, config.seed, config.limit_users)
+
+
+def fingerprint(config: EventFileConfig) -> dict[str, Any]:
+    """Absolute path, size (bytes) and time of change (ns) of the file; raises UserError if it is missing."""
+    path = _existing(config).resolve()
+    stat = path.stat()
+    return {"name": "events", "path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _keys(config: EventFileConfig) -> dict[str, str]:
+    """The file's column of each role that has one."""
+    columns = config.columns
+    roles = {
+        "user": columns.user,
+        "item": columns.item,
+        "timestamp": columns.timestamp,
+        "category": columns.category,
+        "label": columns.label,
+    }
+    return {role: column for role, column in roles.items() if column is not None}
+
+
+def _existing(config: EventFileConfig) -> Path:
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        raise UserError(f"data.path is {str(path)!r}, a folder: give one file.")
+    if not path.is_file():
+        raise UserError(f"data.path is {str(path)!r}, and there is no such file: correct the path.")
+    if path.suffix.lower() not in SCANNERS:
+        raise UserError(
+            f"data.path is {str(path)!r}, whose extension {path.suffix!r} is not known: use one of {', '.join(SCANNERS)}."
+        )
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: data.path must name a file with events.")
+    return path
+
+
+def _read(path: Path, config: EventFileConfig) -> pl.DataFrame:
+    """The columns the settings name, under the names of their roles."""
+    kind = path.suffix.lower()
+    keys = _keys(config)
+    try:
+        scan = SCANNERS[kind](path)
+        present = scan.collect_schema().names()
+        for role, column in keys.items():
+            if column not in present:
+                raise UserError(
+                    f"{path} has no column {column!r}, only {', '.join(present)}: "
+                    f"set data.columns.{role} to the column that holds the {role}."
+                )
+        frame = scan.select(pl.col(column).alias(role) for role, column in keys.items()).collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]
+        raise UserError(f"{path} cannot be read as {kind} ({reason}): write it anew or correct data.path.") from error
+    if frame.is_empty():
+        raise UserError(f"{path} is empty: it has columns ({', '.join(present)}) and no rows.")
+    return frame
+
+
+def _ids(values: pl.Series, where: str, called: str, is_text: bool) -> pl.Series:
+    """Ids as Int64 or String; raises UserError for types that cannot be ids."""
+    dtype = values.dtype
+    if dtype == pl.Null:
+        return values.cast(pl.String)
+    if dtype == pl.String and is_text:
+        numbers = values.cast(pl.Int64, strict=False)
+        same = (numbers.cast(pl.String) == values) | values.is_null()
+        return numbers if same.fill_null(False).all() else values
+    if dtype.is_float():  # integers with gaps often arrive as floats
+        values = values.fill_nan(None)
+        odd = (values.is_infinite() | (values != values.floor())).fill_null(False)
+        if odd.any():
+            row = int(odd.arg_max() or 0)
+            raise UserError(f"{where}: {called} holds {values[row]} in row {row + 1}: use whole numbers or text.")
+        return values.cast(pl.Int64)
+    if dtype.is_integer():
+        wide = values.cast(pl.Int64, strict=False)
+        return wide if wide.null_count() == values.null_count() else values.cast(pl.String)
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        return values.cast(pl.String)
+    raise UserError(f"{where}: {called} is of type {dtype}: use whole numbers or text.")
+
+
+def _positives(values: pl.Series, where: str, called: str) -> pl.Series:
+    """Which rows have label 1; raises UserError for other labels than 0 and 1, and if only one of them occurs."""
+    refuse_nulls(values, where, called)
+    numbers = values.cast(pl.Float64, strict=False) if not values.dtype.is_nested() else pl.Series([None] * len(values))
+    wrong = ~numbers.is_in([0.0, 1.0]).fill_null(False)
+    if wrong.any():
+        row = int(wrong.arg_max() or 0)
+        raise UserError(f"{where}: {called} holds {values[row]!r} in row {row + 1}: labels must be 0 or 1.")
+    positive = numbers == 1
+    if positive.all() or not positive.any():
+        only = int(positive[0])
+        raise UserError(
+            f"{where}: {called} is {only} in all {len(values)} rows: a label needs both 0 and 1; "
+            "set data.columns.label to null if every row is an event."
+        )
+    return positive
+
+
+# ---------------------------------------------------------------------------------------------------------- timestamps
+
+
+def _milliseconds(values: pl.Series, where: str, called: str, unit: TimestampUnit) -> pl.Series:
+    """Milliseconds since 1970 (Int64); a time without a zone is taken as UTC.
+
+    Raises UserError with the row of the first value that is missing, no time, or beyond the year 9999.
+    """
+    if values.dtype.is_float():
+        values = values.fill_nan(None)
+    refuse_nulls(values, where, called)
+    if values.dtype == pl.String:
+        for numeric in (pl.Int64, pl.Float64):
+            numbers = values.str.strip_chars().cast(numeric, strict=False)
+            if numbers.null_count() == 0:
+                return _from_numbers(numbers, where, called, unit)
+        return _from_text(values, where, called)
+    if values.dtype == pl.Date:
+        values = values.cast(pl.Datetime("ms"))
+    if isinstance(values.dtype, pl.Datetime):
+        return values.dt.timestamp("ms")
+    if values.dtype.is_numeric():
+        return _from_numbers(values, where, called, unit)
+    raise UserError(f"{where}: {called} is of type {values.dtype}: use numbers, dates or ISO 8601 text.")
+
+
+def _from_numbers(values: pl.Series, where: str, called: str, unit: TimestampUnit) -> pl.Series:
+    size = values.cast(pl.Float64).abs()
+    if unit == TimestampUnit.auto:
+        # One unit for the whole column, by its middle value: a stray zero or a slip must not change it.
+        middle = size.median()
+        assert isinstance(middle, float)
+        units = ((1e11, TimestampUnit.s), (1e14, TimestampUnit.ms), (1e17, TimestampUnit.us))
+        unit = next((name for limit, name in units if middle < limit), TimestampUnit.ns)
+    beyond = ~(size / PER_MS[unit] < MAX_MS)
+    if beyond.any():
+        row = int(beyond.arg_max() or 0)
+        raise UserError(
+            f"{where}: {called} holds {values[row]} in row {row + 1}, which in {unit.value} lies beyond the year 9999: "
+            "set data.timestamp_unit to s, ms, us or ns, or mend the row."
+        )
+    if values.dtype.is_integer():
+        whole = values.cast(pl.Int64)  # exact: nanoseconds do not fit a float
+        return whole * 1000 if unit == TimestampUnit.s else whole // int(PER_MS[unit])
+    return (values.cast(pl.Float64) / PER_MS[unit]).round().cast(pl.Int64)
+
+
+def _from_text(values: pl.Series, where: str, called: str) -> pl.Series:
+    # Each format as a whole column, which is fast; Python's own reader then settles the few it did not cover.
+    text = pl.col("text").str.strip_chars().str.replace(r"^(\S{10}) ", "${1}T").str.replace("Z$", "+00:00")
+    naive = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d")
+    parsed = values.alias("text").to_frame().lazy().select(text).select(
+        "text",
+        pl.coalesce(
+            *(pl.col("text").str.to_datetime(form, time_unit="us", strict=False) for form in naive[:1]),
+            pl.col("text").str.to_date(naive[1], strict=False).cast(pl.Datetime("us")),
+            pl.col("text").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", strict=False)
+            .dt.convert_time_zone("UTC").dt.replace_time_zone(None),
+        ).dt.timestamp("ms").alias("ms"),
+    ).collect()  # fmt: skip
+    milliseconds = parsed["ms"].to_list() if parsed["ms"].null_count() else None
+    if milliseconds is None:
+        return parsed["ms"]
+    for row in parsed["ms"].is_null().arg_true().to_list():
+        try:
+            time = datetime.fromisoformat(parsed["text"][row])
+        except ValueError:
+            raise UserError(
+                f"{where}: {called} holds {values[row]!r} in row {row + 1}, which is no time: "
+                "use numbers or ISO 8601 text such as 2024-05-31T18:30:00."
+            ) from None
+        time = time if time.tzinfo else time.replace(tzinfo=UTC)
+        milliseconds[row] = int(time.timestamp() * 1000 // 1)
+    return pl.Series("ms", milliseconds, dtype=pl.Int64)

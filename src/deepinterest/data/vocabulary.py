@@ -1,0 +1,68 @@
+"""Raw values to ids and back; id 0 is the unknown value."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+
+class Vocabulary:
+    """Ids from 1 by falling count, then by value; 0 stands for null and for every value not in the vocabulary.
+
+    `values[id - 1]` is the raw value of an id; `len()` counts the unknown id too.
+    """
+
+    def __init__(self, values: pl.Series) -> None:
+        self.values = _canonical(values).alias("value")
+
+    @classmethod
+    def build(cls, values: pl.Series, min_count: int = 1) -> Vocabulary:
+        """Of the values that occur at least `min_count` times."""
+        counts = (
+            _canonical(values).alias("value").drop_nulls().to_frame().lazy().group_by("value").len()
+            .filter(pl.col("len") >= min_count)
+            .sort("len", "value", descending=[True, False])
+            .collect()
+        )  # fmt: skip
+        return cls(counts["value"])
+
+    def __len__(self) -> int:
+        return len(self.values) + 1
+
+    def encode(self, values: pl.Series) -> np.ndarray:
+        """Ids as int32, in the order of `values`. Values of another type are compared by their text (7 is "7")."""
+        known, given = self.values, _canonical(values).alias("value")
+        if known.dtype != given.dtype:
+            known, given = known.cast(pl.String), given.cast(pl.String)
+        ids = pl.DataFrame({"value": known, "id": np.arange(1, len(self), dtype=np.int32)})
+        joined = given.to_frame().join(ids, on="value", how="left", maintain_order="left")
+        return joined["id"].fill_null(0).to_numpy().astype(np.int32, copy=False)
+
+    def fingerprint(self) -> str:
+        """A sha256 (hex) of the values, their order and their type."""
+        digest = hashlib.sha256(str(self.values.dtype).encode())
+        text = self.values.cast(pl.String)
+        # Lengths too: otherwise ["ab", "c"] and ["a", "bc"] would be the same.
+        digest.update(text.str.len_bytes().cast(pl.UInt32).to_numpy().astype("<u4").tobytes())
+        digest.update("".join(text.to_list()).encode())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write a parquet file with one column, `value`."""
+        self.values.to_frame().write_parquet(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Read what `save` wrote."""
+        return cls(pl.read_parquet(path)["value"])
+
+
+def _canonical(values: pl.Series) -> pl.Series:
+    # Files hold ids in integers of any width; one width makes a vocabulary of one file fit another.
+    if values.dtype.is_integer():
+        wide = values.cast(pl.Int64, strict=False)
+        return wide if wide.null_count() == values.null_count() else values.cast(pl.String)
+    return values.cast(pl.String)

@@ -1,0 +1,34 @@
+"""Dice, DIN's data-adaptive activation (DIN, equation 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Dice(nn.Module):
+    """y = p*x + (1-p)*alpha*x with p = sigmoid of x normalised per channel: (B, C) -> (B, C).
+
+    Training normalises by the batch (biased variance) and keeps running statistics; evaluation uses those, and so does
+    a training batch of one row, which has no variance.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.alpha = nn.Parameter(torch.zeros(channels))  # (C,)
+        self.register_buffer("running_mean", torch.zeros(channels))  # (C,)
+        self.register_buffer("running_var", torch.ones(channels))  # (C,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        of_batch = self.training and len(x) > 1
+        normal = F.batch_norm(
+            x, self.running_mean, self.running_var, training=of_batch, momentum=self.momentum, eps=self.eps
+        )  # (B, C)
+        p = torch.sigmoid(normal)  # (B, C)
+        return x * (p + (1 - p) * self.alpha)  # (B, C)

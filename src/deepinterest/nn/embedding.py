@@ -1,0 +1,43 @@
+"""Items and users as the embeddings of their features, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Features:
+    """What is known of each item and each user: ids within each feature's vocabulary. Row 0 is the unknown one."""
+
+    catalogue: Tensor  # (I, F) feature ids of each item, such as [item, category]
+    sizes: list[int]  # (F,) vocabulary of each feature
+    user_catalogue: Tensor  # (U, F') feature ids of each user
+    user_sizes: list[int]  # (F',)
+
+
+class FeatureEmbedding(nn.Module):
+    """Looks up rows of a catalogue: each distinct row once, one lookup per table."""
+
+    catalogue: Tensor
+
+    def __init__(self, catalogue: Tensor, sizes: list[int], dim: int) -> None:
+        super().__init__()
+        self.width = len(sizes) * dim
+        self.register_buffer("catalogue", catalogue, persistent=False)  # (I, F)
+        self.tables = nn.ModuleList(nn.Embedding(size, dim, sparse=True) for size in sizes)
+        for table in self.tables:
+            assert isinstance(table, nn.Embedding)
+            nn.init.xavier_uniform_(table.weight)
+
+    def forward(self, *rows: Tensor) -> list[Tensor]:
+        """Catalogue rows of any shape (...), int64 -> for each its embeddings (..., width)."""
+        distinct, inverse = torch.unique(torch.cat([row.flatten() for row in rows]), return_inverse=True)  # (R,)
+        features = self.catalogue.index_select(0, distinct)  # (R, F)
+        vectors = torch.cat([table(features[:, f]) for f, table in enumerate(self.tables)], dim=1)  # (R, width)
+        parts = inverse.split([row.numel() for row in rows])
+        return [
+            vectors.index_select(0, part).view(*row.shape, self.width) for part, row in zip(parts, rows, strict=True)
+        ]

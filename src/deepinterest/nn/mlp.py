@@ -1,0 +1,76 @@
+"""Dense layers: Glorot's start, the two input norms, and the head that turns a row's features into a logit."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepinterest.config import InputNorm
+from deepinterest.nn.dice import Dice
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A dense layer with Glorot uniform weights and zero bias."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm that takes its running statistics for a training batch of one row: (B, C) -> (B, C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-3, momentum=0.1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if len(input) > 1:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class FrozenNorm(nn.Module):
+    """Batch norm whose statistics stay (0, 1), as in the published code: an affine layer, (..., C) -> (..., C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))  # (C,)
+        self.bias = nn.Parameter(torch.zeros(channels))  # (C,)
+
+    def scale(self) -> Tensor:
+        """What a channel is multiplied by: (C,)."""
+        return self.weight / math.sqrt(1 + 1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale() + self.bias
+
+
+class Head(nn.Module):
+    """norm -> dense -> activation -> ... -> two logits, returned as their difference.
+
+    softmax([z0, z1])[0] = sigmoid(z0 - z1): the published two-column output is one logit. (B, input) -> (B,)
+    """
+
+    def __init__(
+        self,
+        input: int,
+        hidden: list[int],
+        activation: Literal["prelu", "dice"],
+        input_norm: InputNorm = InputNorm.running,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [BatchNorm(input) if input_norm is InputNorm.running else FrozenNorm(input)]
+        for inputs, outputs in pairwise([input, *hidden]):
+            layers.append(linear(inputs, outputs))
+            layers.append(Dice(outputs) if activation == "dice" else nn.PReLU(outputs, init=0.1))
+        self.layers = nn.Sequential(*layers)
+        self.output = linear(hidden[-1], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.output(self.layers(x))  # (B, 2)
+        return logits[:, 0] - logits[:, 1]  # (B,)

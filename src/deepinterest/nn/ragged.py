@@ -1,0 +1,109 @@
+"""Segments of unequal length, laid one after the other: sums, softmax, pairs, and the order a recurrence walks them.
+
+Segment s of `offsets` (S+1,) is rows offsets[s]:offsets[s+1]; it may be empty. Nothing is padded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def segment_ids(offsets: Tensor, total: int) -> Tensor:
+    """The segment of each of `total` rows: (S+1,) -> (N,)."""
+    segments = torch.arange(len(offsets) - 1, device=offsets.device)  # (S,)
+    return torch.repeat_interleave(segments, offsets.diff(), output_size=total)  # (N,)
+
+
+def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sum of each segment's rows, zero for an empty one: (N, ...) -> (S, ...)."""
+    sums = values.new_zeros(len(offsets) - 1, *values.shape[1:])  # (S, ...)
+    return sums.index_add(0, segment_ids(offsets, len(values)), values)  # (S, ...)
+
+
+def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
+    """Softmax within each segment: (N,) -> (N,)."""
+    segment = segment_ids(offsets, len(scores))  # (N,)
+    highest = scores.new_full((len(offsets) - 1,), -torch.inf)  # (S,)
+    highest = highest.scatter_reduce(0, segment, scores.detach(), "amax")  # (S,)
+    exponentials = (scores - highest.index_select(0, segment)).exp()  # (N,)
+    return exponentials / segment_sum(exponentials, offsets).index_select(0, segment)  # (N,)
+
+
+def next_steps(offsets: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Rows of consecutive events within each history: current (P,) and next (P,), P = sum of max(length - 1, 0)."""
+    segment = segment_ids(offsets, total)  # (N,)
+    current = (segment[1:] == segment[:-1]).nonzero().squeeze(1)  # (P,)
+    return current, current + 1  # (P,), (P,)
+
+
+@dataclass
+class Pairs:
+    """Each candidate with every event of its history, candidate after candidate, oldest event first."""
+
+    event: Tensor  # (M,)   row of the history events
+    candidate: Tensor  # (M,)   row of the candidates
+    offsets: Tensor  # (B+1,) the pairs of candidate b are offsets[b]:offsets[b+1]
+
+    @staticmethod
+    def of(offsets: Tensor, history_index: Tensor) -> Pairs:
+        """Pair up: history offsets (G+1,), history_index (B,) -> M = sum over b of the length of b's history."""
+        lengths = offsets.diff().index_select(0, history_index)  # (B,)
+        pair_offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])  # (B+1,)
+        total = int(pair_offsets[-1])
+        candidate = segment_ids(pair_offsets, total)  # (M,)
+        shift = offsets.index_select(0, history_index) - pair_offsets[:-1]  # (B,) from a pair's row to its event's
+        event = torch.arange(total, device=offsets.device) + shift.index_select(0, candidate)  # (M,)
+        return Pairs(event, candidate, pair_offsets)
+
+
+@dataclass
+class TimeMajor:
+    """The order in which a recurrence walks ragged sequences: step after step, the longest sequence first.
+
+    At step t exactly the first active[t] sequences (by length, descending) still run, so their states are the
+    leading rows of the step before: no row is computed that does not exist.
+    """
+
+    index: Tensor  # (N,) packed row -> original row
+    position: Tensor  # (N,) original row -> packed row
+    active: list[int]  # (T,) sequences that have a step t; never increasing
+    order: Tensor  # (S,) the sequences, longest first, ties in their order
+    last: Tensor  # (active[0],) packed row of the last step of each non-empty sequence, in that order
+
+    @staticmethod
+    def of(offsets: Tensor, total: int) -> TimeMajor:
+        """The walk through the N = total events of `offsets` (S+1,)."""
+        lengths = offsets.diff()  # (S,)
+        descending, order = lengths.sort(descending=True, stable=True)  # (S,), (S,)
+        rank = torch.empty_like(order)  # (S,)
+        rank[order] = torch.arange(len(order), device=order.device)
+
+        segment = segment_ids(offsets, total)  # (N,)
+        step = torch.arange(total, device=offsets.device) - offsets.index_select(0, segment)  # (N,)
+        active = torch.bincount(step)  # (T,)
+        start = active.cumsum(0) - active  # (T,) packed row at which a step begins
+        position = start.index_select(0, step) + rank.index_select(0, segment)  # (N,)
+        index = torch.empty_like(position)  # (N,)
+        index[position] = torch.arange(total, device=offsets.device)
+
+        counts = active.tolist()
+        running = counts[0] if counts else 0
+        last = start.index_select(0, descending[:running] - 1) + torch.arange(running, device=offsets.device)
+        return TimeMajor(index, position, counts, order, last)
+
+    def before(self, states: Tensor) -> Tensor:
+        """The state each packed step starts from, zero at the first: (N, H) -> (N, H)."""
+        shifted = [states.new_zeros(self.active[0] if self.active else 0, states.shape[1])]
+        start = 0
+        for now, after in zip(self.active, self.active[1:], strict=False):
+            shifted.append(states[start : start + after])
+            start += now
+        return torch.cat(shifted)  # (N, H)
+
+    def final(self, states: Tensor) -> Tensor:
+        """The last state of each sequence in original order, zero for an empty one: (N, H) -> (S, H)."""
+        zeros = states.new_zeros(len(self.order), states.shape[1])  # (S, H)
+        return zeros.index_copy(0, self.order[: len(self.last)], states.index_select(0, self.last))  # (S, H)

@@ -1,0 +1,64 @@
+"""What a run watches of itself: its curves and its speed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from deepinterest.data.batch import Batch
+
+
+class Curves(Callback):
+    """Keeps every logged training and validation figure with its step, for plots that need no logger."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, list[tuple[int, float]]] = {}
+
+    def _keep(self, trainer: L.Trainer, prefix: str) -> None:
+        for name, value in trainer.callback_metrics.items():
+            points = self.points.setdefault(name, [])
+            if name.startswith(prefix) and (not points or points[-1][0] != trainer.global_step):
+                points.append((trainer.global_step, float(value)))
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 1:  # type: ignore[attr-defined]
+            self._keep(trainer, "train/")
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._keep(trainer, "val/")
+
+
+class Throughput(Callback):
+    """Rows trained and the seconds of it, validation left out."""
+
+    def __init__(self) -> None:
+        self.rows, self.seconds, self._since = 0, 0.0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_index: int
+    ) -> None:
+        self.rows += len(batch) * trainer.world_size
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self.seconds += time.perf_counter() - self._since
+        self._since = time.perf_counter()
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.rows / self.seconds if self.seconds else 0.0

@@ -1,0 +1,88 @@
+"""ClickModel: the one LightningModule that trains, validates and tests every network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from deepinterest.config import EvaluationConfig, OptimizerConfig
+from deepinterest.data.batch import Batch
+from deepinterest.training.metrics import ClickMetrics
+from deepinterest.training.optimizers import DeferredAdam
+
+LOG_EVERY = 50  # steps between two points of the training curves; logging costs as much as a small step
+
+
+class ClickModel(L.LightningModule):
+    """Binary cross-entropy plus `aux_weight` times the network's auxiliary loss, under Adam.
+
+    Args:
+        network: any `forward(batch) -> Prediction`; its `embeddings` are the tables that DeferredAdam brings up to date.
+        vocabulary_hash: of the data set; kept in the checkpoint, where another one is refused.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerConfig,
+        evaluation: EvaluationConfig,
+        *,
+        aux_weight: float = 0.0,
+        vocabulary_hash: str = "",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer_config, self.aux_weight = optimizer, aux_weight
+        self.vocabulary_hash = vocabulary_hash
+        self.val_metrics = ClickMetrics(evaluation)
+        self.test_metrics = ClickMetrics(evaluation)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Probability of a touch (B,)."""
+        return torch.sigmoid(self.network(batch).logit)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        prediction = self.network(batch)
+        click_loss = binary_cross_entropy_with_logits(prediction.logit.float(), batch.label)
+        loss = click_loss
+        values = {"train/click_loss": click_loss}
+        if prediction.auxiliary_loss is not None:
+            loss = loss + self.aux_weight * prediction.auxiliary_loss
+            values["train/auxiliary_loss"] = prediction.auxiliary_loss
+        if self.global_step % LOG_EVERY == 0:
+            self.log_dict({**values, "train/loss": loss}, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self._collect(self.val_metrics, batch)
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        self._collect(self.test_metrics, batch)
+
+    def _collect(self, metrics: ClickMetrics, batch: Batch) -> None:
+        metrics.update(batch.user[batch.history_index], batch.label, self(batch).float())
+
+    def on_validation_epoch_end(self) -> None:
+        values = self.val_metrics.compute()
+        self.val_metrics.reset()
+        self.log_dict({f"val/{name}": value for name, value in values.items()}, prog_bar=False)
+        self.log("val/auc", values["auc"], prog_bar=True, logger=False)
+
+    def on_test_epoch_end(self) -> None:
+        # Not reset: the run reads the rows for its predictions file.
+        self.log_dict({f"test/{name}": value for name, value in self.test_metrics.compute().items()})
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        config = self.optimizer_config
+        optimizer = DeferredAdam(self.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps)
+        for table in self.network.embeddings:  # type: ignore[union-attr]
+            optimizer.watch(table)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=config.lr_decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vocabulary_hash"] = self.vocabulary_hash

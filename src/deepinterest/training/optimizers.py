@@ -1,0 +1,305 @@
+"""Dense Adam for embedding tables at the price of the rows a batch touches.
+
+Under Adam (Kingma and Ba, 2015, algorithm 1) a row without a gradient goes on moving: its momentum fades but is not
+zero. `torch.optim.SparseAdam` leaves such rows still, which is another algorithm. `DeferredAdam` keeps the dense
+algorithm and only puts the movement off: a row is brought up to date when it is next read.
+
+A row last updated at step s with moments m and v has, at step t, missed the sum over k = 1 .. t - s of
+
+    b_{s+k} r^k m / (sqrt(v) + eps q_{s,k}),    r = beta1 / sqrt(beta2),
+    b_j = lr_j sqrt(1 - beta2^j) / (1 - beta1^j),    q_{s,k} = sqrt(1 - beta2^{s+k}) / beta2^{k/2}.
+
+The row enters only through m and v. For each s the sum is an integral of m / (sqrt(v) + eps q) over q with weights
+b_{s+k} r^k, so a Gauss rule that depends on s alone replaces it, whatever the number of missed steps.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Until this step q varies several-fold within one sum and one two-point rule is not enough (error 2e-4 at lr 1e-2),
+# so the sum is cut into panels of missed steps with a rule each (1e-6). Later one rule is good to 1e-7.
+EARLY_STEPS = 128
+EARLY_EDGES = (0, 4, 10, 24, math.inf)
+LATE_EDGES = (0, math.inf)
+FLUSH_ROWS = 1 << 16  # bounds the temporaries of a flush
+
+
+def two_point_rule(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and nodes of the two-point Gauss rules with the given moments.
+
+    `moments` is (panels, 4, n): the sums of w q^j for j = 0 .. 3. Both results are (panels, 2, n). A rule of no weight
+    gets nodes of 1, so that nothing is divided by zero.
+    """
+    empty = moments[:, 0] <= 0
+    total = np.where(empty, 1.0, moments[:, 0])
+    mean = np.where(empty, 1.0, moments[:, 1] / total)
+    # Relative to the mean, because the guard below has to be about rounding and not about the scale of q.
+    second = moments[:, 2] / (total * mean * mean)
+    third = moments[:, 3] / (total * mean * mean * mean)
+    variance = second - 1
+    narrow = empty | (variance < 1e-9)
+    variance = np.where(narrow, 1.0, variance)
+    deviation = np.sqrt(variance)
+    skew = np.where(narrow, 0.0, (third - 3 * second + 2) / (variance * deviation))
+    half = np.sqrt(1 + skew * skew / 4)
+    low, high = skew / 2 - half, skew / 2 + half
+    share = high / (high - low)
+    deviation = np.where(narrow, 0.0, deviation)
+    weights = np.stack([moments[:, 0] * share, moments[:, 0] * (1 - share)], axis=1)
+    nodes = np.stack([mean * (1 + deviation * low), mean * (1 + deviation * high)], axis=1)
+    return weights, nodes
+
+
+class MissedSteps:
+    """For each step s from `base` on, the rule that sums up the steps after s; see the module's docstring."""
+
+    def __init__(self, betas: tuple[float, float], base: int) -> None:
+        beta1, self.beta2 = betas
+        self.betas = betas
+        self.base = base
+        ratio = beta1 / math.sqrt(self.beta2)
+        # What a row moves after this many missed steps is below float64 rounding of what it moved before.
+        self.width = math.ceil(math.log(1e-17) / math.log(ratio))
+        missed = np.arange(1, self.width + 1, dtype=np.float64)
+        edges = EARLY_EDGES if base < EARLY_STEPS else LATE_EDGES
+        panels = np.stack([(missed > low) & (missed <= high) for low, high in pairwise(edges)])
+        self._powers = np.arange(4, dtype=np.float64)[:, None]
+        # (panels, 4, width): r^k beta2^(-k j / 2), the part of w_k q_k^j that no step changes.
+        self._unit = panels[:, None, :] * (ratio**missed * self.beta2 ** (-missed * self._powers / 2))
+        # Column i belongs to s = t - 1 - i.
+        self._moments = np.zeros_like(self._unit)
+        self.columns = 2 * len(panels)
+        self._rules = torch.zeros(1024, 2 * self.columns)
+
+    def advance(self, step: int, rate: float) -> None:
+        """Add step `step`, taken at `rate` b_step, to the sums of all earlier steps."""
+        self._moments[..., 1:] = self._moments[..., :-1]
+        self._moments[..., 0] = 0
+        root = math.sqrt(1 - self.beta2**step)
+        self._moments += (rate * root**self._powers) * self._unit
+        weights, nodes = two_point_rule(self._moments)
+        stop = step - self.base
+        count = min(self.width, stop)
+        rules = np.concatenate([weights.reshape(-1, self.width), nodes.reshape(-1, self.width)])[:, :count]
+        if stop > len(self._rules):
+            self._rules = torch.cat([self._rules, torch.zeros_like(self._rules)])
+        latest = torch.from_numpy(np.ascontiguousarray(rules[:, ::-1].T, dtype=np.float32))
+        self._rules[stop - count : stop] = latest.to(self._rules.device)
+
+    def rules(self, since: Tensor) -> Tensor:
+        """The rules of the rows last updated at the steps `since` (n,): (n, 2 * columns), weights and then nodes."""
+        if self._rules.device != since.device:
+            self._rules = self._rules.to(since.device)
+        return self._rules[since - self.base]
+
+
+class DeferredAdam(torch.optim.Adam):
+    """`torch.optim.Adam` that updates watched embedding tables only where they are read.
+
+    Every table with sparse gradients has to be watched, and read through its module alone: the module's hook is what
+    brings rows up to date. A watched table moves in every step, as a dense one with a gradient of zeros would, also in
+    a step without a gradient for it. Other parameters go to fused Adam. The betas may not change during training.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+        self._groups: dict[Tensor, int] = {}  # watched table -> index of its parameter group
+        self._missed: dict[int, MissedSteps] = {}  # by index of the parameter group
+        self._handles: list[Any] = []
+
+    def watch(self, embedding: nn.Embedding) -> None:
+        """Take over the table of `embedding`: keep what is read from it, and what is saved of it, up to date."""
+        table = embedding.weight
+        if not embedding.sparse:
+            raise ValueError("DeferredAdam can only watch an embedding built with sparse=True.")
+        if table not in self._groups:
+            found = [i for i, g in enumerate(self.param_groups) if any(p is table for p in g["params"])]
+            if not found:
+                raise ValueError("The embedding to watch is not among the optimizer's parameters.")
+            self._start(table, found[0])
+
+        # Closures rather than bound methods: a deep copy of the module must not copy the optimizer.
+        def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rows = args[0] if args else kwargs["input"]
+            with torch.inference_mode(False), torch.no_grad():
+                self._catch_up(table, rows.reshape(-1).long())
+
+        def flush(*_: Any) -> None:
+            self.flush()
+
+        self._handles += [
+            embedding.register_forward_pre_hook(read, with_kwargs=True),
+            embedding.register_state_dict_pre_hook(flush),
+            # Otherwise the movement put off for the old weights would be added to the loaded ones.
+            embedding.register_load_state_dict_pre_hook(flush),
+        ]
+
+    def release(self) -> None:
+        """Bring all rows up to date and take the hooks off, so that another optimizer can take over."""
+        self.flush()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def flush(self) -> None:
+        """Bring every row of every watched table up to date."""
+        with torch.inference_mode(False), torch.no_grad():
+            for table, index in self._groups.items():
+                steps = self.param_groups[index]["steps"]
+                stale = (self._state(table)["last_step"] < steps).nonzero().flatten()
+                for rows in stale.split(FLUSH_ROWS):
+                    if len(rows):
+                        self._move(table, rows)
+            for index, missed in self._missed.items():
+                if missed.base < self.param_groups[index]["steps"]:
+                    self._restart(index)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; `closure`, if given, computes the loss and the gradients first and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gradients = self._take_gradients()
+        if any(m.base < EARLY_STEPS <= self.param_groups[i]["steps"] for i, m in self._missed.items()):
+            self.flush()  # once: from here on the rules are shorter
+        for table, gradient in gradients.items():
+            # The hook has done this, unless the gradient is older than the last step.
+            self._catch_up(table, gradient.indices()[0])
+        rates = {index: self._advance(index) for index in self._missed}
+        for table, gradient in gradients.items():
+            self._update(table, gradient.indices()[0], gradient.values(), rates[self._groups[table]])
+        super().step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state with every row up to date."""
+        self.flush()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; the weights have to come from the same moment."""
+        super().load_state_dict(state_dict)
+        for table, index in self._groups.items():
+            group = self.param_groups[index]
+            group.setdefault("steps", 0)
+            # A saved state is flushed, so every row is at the current step. torch has made these floats meanwhile.
+            last_step = torch.full((len(table),), group["steps"], dtype=torch.int64, device=table.device)
+            self.state[table]["last_step"] = last_step
+        for index in self._missed:
+            self._restart(index)
+
+    def _start(self, table: Tensor, index: int) -> None:
+        """Begin to keep the state of `table`, which is in parameter group `index`."""
+        group = self.param_groups[index]
+        beta1, beta2 = group["betas"]
+        if not (0 < beta1 < math.sqrt(beta2) < 1 and group["eps"] > 0):
+            raise ValueError("DeferredAdam needs 0 < beta1 < sqrt(beta2) < 1 and eps > 0.")
+        if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
+            raise ValueError("DeferredAdam offers no weight_decay, amsgrad or maximize.")
+        steps = group.setdefault("steps", 0)
+        self._groups[table] = index
+        self.state[table] = {
+            "step": torch.zeros((), device=table.device),  # Adam expects the key when it loads a state
+            "exp_avg": torch.zeros_like(table, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(table, requires_grad=False),
+            "last_step": torch.full((len(table),), steps, dtype=torch.int64, device=table.device),
+        }
+        if index not in self._missed:
+            self._restart(index)
+
+    def _restart(self, index: int) -> None:
+        """Forget the steps so far; right when no row of the group has missed any."""
+        group = self.param_groups[index]
+        self._missed[index] = MissedSteps(tuple(group["betas"]), group["steps"])
+
+    def _state(self, table: Tensor) -> dict[str, Tensor]:
+        """The state of `table`, on its device: a trainer may have moved one and not the other."""
+        state = self.state[table]
+        if state["last_step"].device != table.device:
+            state = self.state[table] = {name: value.to(table.device) for name, value in state.items()}
+        return state
+
+    def _take_gradients(self) -> dict[Tensor, Tensor]:
+        """The sparse gradients, coalesced and taken off their tables, so that Adam will skip these."""
+        gradients = {}
+        for table in (p for group in self.param_groups for p in group["params"]):
+            if table.grad is None:
+                continue
+            if table.grad.is_sparse != (table in self._groups):
+                raise ValueError(
+                    f"A parameter of shape {tuple(table.shape)} has a sparse gradient and is not watched: "
+                    "call watch() with its embedding."
+                    if table.grad.is_sparse
+                    else f"A watched table of shape {tuple(table.shape)} has a dense gradient: read it only "
+                    "through its sparse embedding."
+                )
+            if table.grad.is_sparse:
+                gradients[table] = table.grad.coalesce()
+        for table in gradients:
+            table.grad = None
+        return gradients
+
+    def _advance(self, index: int) -> float:
+        """Count one step of group `index`; the result is its rate b."""
+        group, missed = self.param_groups[index], self._missed[index]
+        if tuple(group["betas"]) != missed.betas:
+            raise ValueError("The betas of a group with watched tables may not change during training.")
+        beta1, beta2 = missed.betas
+        group["steps"] += 1
+        steps = group["steps"]
+        rate = float(group["lr"]) * math.sqrt(1 - beta2**steps) / (1 - beta1**steps)
+        missed.advance(steps, rate)
+        return rate
+
+    def _catch_up(self, table: Tensor, rows: Tensor) -> None:
+        """Bring `rows` (n,) of `table` up to date; they may repeat."""
+        stale = rows[self._state(table)["last_step"][rows] < self.param_groups[self._groups[table]]["steps"]]
+        if len(stale):
+            self._move(table, stale.unique())
+
+    def _move(self, table: Tensor, rows: Tensor) -> None:
+        """Make the steps that `rows` (n,), distinct and stale, of `table` have missed."""
+        state, index = self._state(table), self._groups[table]
+        group, missed = self.param_groups[index], self._missed[index]
+        beta1, beta2 = missed.betas
+        since = state["last_step"][rows]
+        rules = missed.rules(since)
+        weights, nodes = rules.split(missed.columns, dim=1)
+        nodes = nodes * group["eps"]
+        mean, square = state["exp_avg"][rows], state["exp_avg_sq"][rows]
+        root = square.sqrt()
+        reach = weights[:, :1] / (root + nodes[:, :1])
+        for column in range(1, missed.columns):
+            reach += weights[:, column, None] / (root + nodes[:, column, None])
+        table.index_add_(0, rows, reach.mul_(mean), alpha=-1)
+        # exp of a product, because beta2 rounded to float32 would be off by 6e-8 in each of the steps.
+        gap = (group["steps"] - since).to(root.dtype)[:, None]
+        state["exp_avg"].index_copy_(0, rows, mean.mul_(torch.exp(gap * math.log(beta1))))
+        state["exp_avg_sq"].index_copy_(0, rows, square.mul_(torch.exp(gap * math.log(beta2))))
+        state["last_step"].index_fill_(0, rows, group["steps"])
+
+    def _update(self, table: Tensor, rows: Tensor, gradient: Tensor, rate: float) -> None:
+        """Adam's step for `rows` (n,), distinct, of `table` with `gradient` (n, dim)."""
+        state, group = self._state(table), self.param_groups[self._groups[table]]
+        beta1, beta2 = group["betas"]
+        mean = state["exp_avg"][rows].lerp_(gradient, 1 - beta1)
+        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        state["exp_avg"].index_copy_(0, rows, mean)
+        state["exp_avg_sq"].index_copy_(0, rows, square)
+        eps = group["eps"] * math.sqrt(1 - beta2 ** group["steps"])
+        table.index_add_(0, rows, mean.div_(square.sqrt_().add_(eps)), alpha=-rate)
+        state["last_step"].index_fill_(0, rows, group["steps"])

@@ -1,0 +1,165 @@
+"""Settings: every file in conf/ composes, and each mistake is one sentence that names the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from deepinterest.config import SCHEMAS, Distribution, ExperimentConfig, register, typed
+from deepinterest.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+GROUP_FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+
+
+def load(*overrides: str) -> ExperimentConfig:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed(compose("config", ["paths.run=somewhere", *overrides]))
+
+
+def call(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    start = time.monotonic()
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    return result, time.monotonic() - start
+
+
+@pytest.mark.parametrize(("group", "name"), GROUP_FILES)
+def test_every_file_composes(group: str, name: str) -> None:
+    needs_path = group == "experiment" or name == "events"
+    config = load(f"{group}={name}", *(["data.path=clicks.parquet"] if needs_path else []))
+    for key in SCHEMAS:
+        assert dataclasses.is_dataclass(getattr(config, key))
+    if group in ("data", "protocol", "model"):
+        assert type(getattr(config, group)) is SCHEMAS[group][name]
+        assert getattr(config, group) == SCHEMAS[group][name](**({"path": "clicks.parquet"} if needs_path else {}))
+
+
+def test_every_schema_has_a_file() -> None:
+    for group in ("data", "protocol", "model"):
+        assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(SCHEMAS[group])
+
+
+def test_experiments_state_what_they_change() -> None:
+    config = load("experiment=globo_time_matched", "data.path=a.csv")
+    assert (config.data.category_missing, config.data.columns.category) == ("-1", "category")
+    assert config.data.limit_users == 60000
+    assert config.protocol.name == "leave_last_out"
+    assert config.protocol.negatives.distribution is Distribution.time_matched
+    targets = config.protocol.targets_per_user
+    assert (targets.train, targets.validation, targets.test) == (10, 1, 1)
+    for path in (CONF / "experiment").glob("*.yaml"):
+        assert path.read_text().startswith(f"# python run.py experiment={path.stem} ")
+
+
+MISTAKES = [
+    ("model.lrr=0.1", ["model.lrr", "hidden, input_norm"]),
+    ("model.hiden=3", ["model.hiden", "did you mean hidden?"]),
+    ("modle.hidden=3", ["modle.hidden", "did you mean model?"]),
+    ("modle=dien", ["modle", "did you mean model?"]),
+    ("model=diem", ["model=diem", "dien, din, dnn", "did you mean dien?"]),
+    ("experiment=globo", ["experiment=globo", "globo_popularity"]),
+    ("+model.lrr=0.1", ["model.lrr", "known are"]),
+    ("+extra=1", ["extra", "known are"]),
+    ("model.hidden=abc", ["model.hidden=abc", "a whole number"]),
+    ("model.mlp=[200,x]", ["model.mlp[1]=x", "a whole number"]),
+    ("optimizer.lr=fast", ["optimizer.lr=fast", "a number"]),
+    ("model.reset_gate=befor", ["model.reset_gate=befor", "before, after", "did you mean before?"]),
+    ("protocol.negatives.distribution=popular", ["protocol.negatives.distribution", "did you mean popularity?"]),
+    ("seed=1,2", ["seed=1,2", "--multirun"]),
+    ("foo=[", ["foo=["]),
+    ("model.hidden=0", ["model.hidden=0", "at least 1"]),
+    ("optimizer.lr=0", ["optimizer.lr=0", "more than 0"]),
+    ("optimizer.lr=nan", ["optimizer.lr=nan", "more than 0"]),
+    ("optimizer.lr=inf", ["optimizer.lr=inf", "more than 0"]),
+    ("optimizer.betas=[0.9,1.0]", ["optimizer.betas[1]=1.0", "at least 0 and at most 0.999999"]),
+    ("model.mlp=[]", ["model.mlp=[]", "at least one"]),
+    ("protocol.train_share=0.95", ["protocol.train_share=0.95", "less than 1"]),
+    ("logger.name=wnadb", ["logger.name=wnadb", "did you mean wandb?"]),
+    ("trainer.devices=many", ["trainer.devices=many", "-1 for all"]),
+    ("trainer.devices=0", ["trainer.devices=0", "-1 for all"]),
+    ("task=test", ["checkpoint is missing"]),
+    ("data=events", ["data.path is missing"]),
+]
+
+
+@pytest.mark.parametrize(("argument", "words"), MISTAKES)
+def test_mistakes_are_one_quick_sentence(argument: str, words: list[str], tmp_path: Path) -> None:
+    result, seconds = call(tmp_path, argument)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr + result.stdout
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert seconds < 4
+
+
+def test_mistake_in_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
+    result, _ = call(tmp_path, "-m", "model.hidden=0,-1")
+    output = result.stdout + result.stderr
+    assert result.returncode == 1
+    assert "Traceback" not in output
+    assert "model.hidden=0 is out of range" in output
+    assert "model.hidden=-1 is out of range" in output
+    assert result.stdout.strip().splitlines()[-1].startswith("sweep folder: outputs/sweeps/")
+    assert "failed: 0 (model.hidden=0), 1 (model.hidden=-1)" in " ".join(output.split())
+
+
+def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
+    code = "from deepinterest.errors import sentences\nwith sentences():\n    1 / 0"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr
+    assert "Traceback" in result.stderr
+
+
+def test_help_is_quick_and_lists_all_choices(tmp_path: Path) -> None:
+    result, seconds = call(tmp_path, "--help")
+    assert result.returncode == 0
+    assert seconds < 2.5  # 0.8 on a quiet machine
+    assert "schema" not in result.stdout.split("Settings:")[0]
+    for group, name in GROUP_FILES:
+        line = next(line for line in result.stdout.splitlines() if line.strip().startswith(f"{group} "))
+        assert name in line
+
+
+def test_settings_need_no_torch(tmp_path: Path) -> None:
+    code = (
+        f"import sys, runpy; sys.argv = ['run.py', '--help']; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
+        "heavy = {'torch', 'lightning', 'polars', 'wandb', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_cfg_job_and_completion(tmp_path: Path) -> None:
+    result, _ = call(tmp_path, "--cfg", "job", "model=din")
+    assert result.returncode == 0
+    assert "name: din" in result.stdout
+    result, _ = call(tmp_path, "-sc", "install=bash")
+    assert result.returncode == 0
+    assert "complete" in result.stdout
+
+
+def test_interpolations_and_null_are_resolved() -> None:
+    config = load(
+        "model.hidden=${model.embedding_dim}", "protocol.targets_per_user.train=null", "trainer.devices='0,1'"
+    )
+    assert config.model.hidden == 18
+    assert config.protocol.targets_per_user.train is None
+    assert config.trainer.devices == "0,1"
+
+
+def test_range_errors_name_the_full_key() -> None:
+    with pytest.raises(UserError, match=r"model\.aux_negatives\.per_positive=0 is out of range: it must be at least 1"):
+        load("model.aux_negatives.per_positive=0")
