@@ -3,9 +3,9 @@
 import os
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from deepinterest.config import register, typed
+from deepinterest.config import register, resolved, typed
 from deepinterest.errors import sentences
 from deepinterest.report.sweep import print_run_folder
 
@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
 
     from deepinterest.experiment import run
 
-    metrics = run(config, OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    metrics = run(config, resolved(cfg))
     print_run_folder(config.paths.run)
     return metrics
 

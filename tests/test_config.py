@@ -57,11 +57,12 @@ def test_experiments_state_what_they_change() -> None:
     targets = config.protocol.targets_per_user
     assert (targets.train, targets.validation, targets.test) == (10, 1, 1)
     for path in (CONF / "experiment").glob("*.yaml"):
-        assert path.read_text().startswith(f"# python run.py experiment={path.stem} ")
+        assert f"# python run.py experiment={path.stem} data.path=clicks.parquet" in path.read_text()
 
 
 MISTAKES = [
     ("model.lrr=0.1", ["model.lrr", "hidden, input_norm"]),
+    ("model.lr=0.1", ["model.lr", "did you mean optimizer.lr?"]),
     ("model.hiden=3", ["model.hiden", "did you mean hidden?"]),
     ("modle.hidden=3", ["modle.hidden", "did you mean model?"]),
     ("modle=dien", ["modle", "did you mean model?"]),
@@ -111,6 +112,66 @@ def test_mistake_in_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "model.hidden=-1 is out of range" in output
     assert result.stdout.strip().splitlines()[-1].startswith("sweep folder: outputs/sweeps/")
     assert "failed: 0 (model.hidden=0), 1 (model.hidden=-1)" in " ".join(output.split())
+
+
+FAKE = f"""
+import json, os, runpy, sys, types
+def run(config, resolved):
+    if config.seed == 2:
+        raise RuntimeError("out of luck")
+    assert resolved["task"] == "train"
+    metrics = {{"test/auc": 0.5 + config.seed / 10}}
+    open(os.path.join(config.paths.run, "metrics.json"), "w").write(json.dumps(metrics))
+    return metrics
+sys.modules["deepinterest.experiment"] = types.SimpleNamespace(run=run)
+sys.argv = ["run.py", *sys.argv[1:]]
+runpy.run_path({str(ROOT / "run.py")!r}, run_name="__main__")
+"""
+
+
+def call_fake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """run.py with a training that takes no time, and fails for seed 2."""
+    return subprocess.run([sys.executable, "-c", FAKE, *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def test_last_line_is_the_run_folder(tmp_path: Path) -> None:
+    result = call_fake(tmp_path)
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.strip().splitlines()[-1]
+    assert last.startswith("run folder: outputs/runs/")
+    assert last.endswith("_completejourney_dien_s1")
+    assert (tmp_path / last.removeprefix("run folder: ") / "run.log").exists()
+
+
+def test_sweep_shows_a_table_and_its_folder(tmp_path: Path) -> None:
+    result = call_fake(tmp_path, "-m", "seed=1,3", "model.mlp=[8,4]")
+    assert result.returncode == 0, result.stderr
+    assert "model.mlp=[8,4]" in result.stdout.split("job")[-1]
+    assert "0.6000" in result.stdout
+    assert "0.8000" in result.stdout
+    assert result.stdout.count("sweep folder:") == 1
+    assert "run folder:" not in result.stdout
+    last = result.stdout.strip().splitlines()[-1]
+    assert last.startswith("sweep folder: outputs/sweeps/")
+    folder = tmp_path / last.removeprefix("sweep folder: ")
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1"]
+
+
+def test_failed_job_of_a_sweep_is_named(tmp_path: Path) -> None:
+    result = call_fake(tmp_path, "-m", "seed=1,2,3")
+    assert result.returncode == 1
+    assert (result.stdout + result.stderr).count("RuntimeError: out of luck") == 1
+    assert "failed: 1 (seed=2)" in result.stdout
+    assert "0.8000" in result.stdout
+    assert result.stdout.strip().splitlines()[-1].startswith("sweep folder: ")
+
+
+def test_failed_run_keeps_its_traceback(tmp_path: Path) -> None:
+    result = call_fake(tmp_path, "seed=2")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "RuntimeError: out of luck" in result.stderr
+    assert "run folder:" not in result.stdout
 
 
 def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:

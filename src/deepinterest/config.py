@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 - `ranged` makes a dataclass field
 """Every setting of a run, typed and with its range: the schemas behind `conf/`.
 
 Nothing here imports torch, so that a wrong setting fails at once. A field's metadata holds its range; `check` (below)
@@ -229,7 +230,7 @@ class DIENConfig(ModelConfig):
     aux_negatives: NegativesConfig = field(default_factory=lambda: NegativesConfig(exclude=Exclude.positive))
 
 
-# ------------------------------------------------------------------------------------------------- optimizer and trainer
+# ------------------------------------------------------------------------------------------------ optimizer and trainer
 
 
 @dataclass
@@ -346,6 +347,13 @@ def typed(config: DictConfig) -> ExperimentConfig:
     return experiment
 
 
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The composed settings as plain values: what a logger and a checkpoint keep."""
+    values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
 def check(config: ExperimentConfig) -> None:
     """Raise a UserError for the first value that is out of its range."""
     _check_ranges(config, "")
@@ -369,9 +377,9 @@ def _check_keys(config: DictConfig, path: str) -> None:
     """Refuse keys no schema knows: `+key=value` gets past Hydra's own check."""
     schema = OmegaConf.get_type(config)
     known = [entry.name for entry in fields(schema)] if schema is not None and is_dataclass(schema) else None
-    for key in config:
+    for key in map(str, config):
         if known is not None and key not in known:
-            raise UserError(f"there is no setting {path}{key}: known are {', '.join(known)}{nearest(str(key), known)}")
+            raise UserError(f"there is no setting {path}{key}: known are {', '.join(known)}{nearest(key, known)}")
         node = None if OmegaConf.is_missing(config, key) else config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
             _check_keys(node, f"{path}{key}.")

@@ -54,7 +54,7 @@ def sentence(error: BaseException) -> str | None:
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Show mistakes in settings as one sentence on stderr, other errors with their traceback; exit with 1 after both."""
+    """Show mistakes in settings as one sentence on stderr, other errors with their traceback; then exit with 1."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
         yield
@@ -99,7 +99,23 @@ def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
     if isinstance(cause.parent_node, DictConfig):
         allowed = sorted(str(name) for name in cause.parent_node if name != "hydra")
     place = f"{where} has" if where else "the settings are"
-    return f"there is no setting {key}: {place} {', '.join(allowed)}{nearest(last, allowed)}"
+    guess = nearest(last, allowed)
+    if not guess and isinstance(cause.parent_node, DictConfig):  # the right word in another place: model.lr
+        everywhere = {path.rpartition(".")[2]: path for path in _paths(cause.parent_node._get_root(), "")}
+        close = get_close_matches(last, everywhere, n=1, cutoff=0.75)
+        guess = f"; did you mean {everywhere[close[0]]}?" if close else ""
+    return f"there is no setting {key}: {place} {', '.join(allowed)}{guess}"
+
+
+def _paths(node: Container, path: str) -> Iterator[str]:
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    for key in map(str, node):
+        if path or key != "hydra":
+            yield f"{path}{key}"
+            child = node._get_node(key)
+            if isinstance(child, DictConfig):
+                yield from _paths(child, f"{path}{key}.")
 
 
 def _wrong_type(error: ValidationError) -> str:

@@ -285,7 +285,7 @@ def _attention_rows(model: ClickModel, data: InteractionData, store: Store) -> l
     probability = model(batch)
     names = store.item_names()
     rows = []
-    for row in torch.flatnonzero(batch.label == 1).tolist():
+    for row in (batch.label == 1).nonzero().ravel().tolist():
         pair = slice(int(pairs.offsets[row]), int(pairs.offsets[row + 1]))
         rows.append(
             plots.AttentionRow(

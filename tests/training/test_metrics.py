@@ -32,7 +32,7 @@ def rows(n: int = 2000, seed: int = 0, users: int = 150, decimals: int | None = 
 
 @pytest.mark.parametrize("decimals", [1, 3, None])
 def test_against_sklearn(decimals: int | None) -> None:
-    user, label, probability = rows(decimals=decimals)
+    _, label, probability = rows(decimals=decimals)
     assert scores.auc(label, probability) == pytest.approx(roc_auc_score(label, probability), abs=1e-12)
     clipped = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     assert scores.logloss(label, probability) == pytest.approx(log_loss(label, clipped), abs=1e-12)

@@ -18,7 +18,7 @@ def refuse_nulls(values: pl.Series, where: str, called: str) -> None:
     if values.null_count():
         row = int(values.is_null().arg_max() or 0) + 1
         raise UserError(
-            f"{where}: {called} has no value in row {row} ({values.null_count()} such rows): fill it in or drop the row."
+            f"{where}: {called} has no value in row {row} ({values.null_count()} such rows): fill it in or drop it."
         )
 
 
@@ -51,7 +51,9 @@ class Events:
         columns = [*REQUIRED, *item_features]
         for column in columns:
             if column not in frame.columns:
-                raise UserError(f"{name}: there is no column {column!r}, only {', '.join(frame.columns) or 'none'}: add it.")
+                raise UserError(
+                    f"{name}: there is no column {column!r}, only {', '.join(frame.columns) or 'none'}: add it."
+                )
         frame = frame.select(columns)
         if frame.is_empty():
             raise UserError(f"{name}: there are no events{_left_out(dropped)}: check the source.")
@@ -81,7 +83,7 @@ def _left_out(dropped: Mapping[str, int] | None) -> str:
 
 
 def _one_value_per_item(frame: pl.DataFrame, feature: str) -> tuple[pl.DataFrame, int]:
-    """Give every item its most frequent known value of `feature`, ties to the smallest; count the items that had several."""
+    """Give each item its most frequent known value of `feature` (ties: the smallest); count items that had several."""
     known = frame.lazy().filter(pl.col(feature).is_not_null()).group_by("item", feature).len()
     chosen = (
         known.sort("item", "len", feature, descending=[False, True, False])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from deepinterest.nn.mlp import FrozenNorm, linear
 from deepinterest.nn.ragged import next_steps
@@ -34,18 +34,18 @@ class AuxiliaryLoss(nn.Module):
 
         Zero when no history has two events.
         """
-        current, following = next_steps(offsets, len(states))  # (P,), (P,)
+        current, following = next_steps(offsets)  # (P,), (P,)
         items = torch.cat([history.unsqueeze(1), negatives], dim=1).index_select(0, following)  # (P, 1+K, D)
         logits = self.logits(states.index_select(0, current), items)  # (P, 1+K)
         positive, negative = logits[:, 0], logits[:, 1:]  # (P,), (P, K)
-        losses = F.softplus(-positive) + F.softplus(negative).mean(1)  # (P,)
+        losses = softplus(-positive) + softplus(negative).mean(1)  # (P,)
         return losses.sum() / max(len(losses), 1)
 
     def logits(self, states: Tensor, items: Tensor) -> Tensor:
         """log p/(1-p) of each state (P, H) with each of its items (P, 1+K, D): (P, 1+K)."""
         weight = self.first.weight * self.norm.scale()  # (A, H+D) the norm folded into the layer
         bias = self.first.bias + self.first.weight @ self.norm.bias  # (A,)
-        of_state = F.linear(states, weight[:, : self.state], bias)  # (P, A)
-        of_items = F.linear(items, weight[:, self.state :])  # (P, 1+K, A)
+        of_state = torch.addmm(bias, states, weight[:, : self.state].t())  # (P, A)
+        of_items = items @ weight[:, self.state :].t()  # (P, 1+K, A)
         pair = self.rest(of_state.unsqueeze(1) + of_items)  # (P, 1+K, 2)
         return pair[..., 0] - pair[..., 1]  # (P, 1+K)

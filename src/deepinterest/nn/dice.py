@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 
 class Dice(nn.Module):
@@ -27,7 +27,7 @@ class Dice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         of_batch = self.training and len(x) > 1
-        normal = F.batch_norm(
+        normal = batch_norm(
             x, self.running_mean, self.running_var, training=of_batch, momentum=self.momentum, eps=self.eps
         )  # (B, C)
         p = torch.sigmoid(normal)  # (B, C)

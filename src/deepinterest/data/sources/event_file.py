@@ -100,7 +100,7 @@ def _existing(config: EventFileConfig) -> Path:
         raise UserError(f"data.path is {str(path)!r}, and there is no such file: correct the path.")
     if path.suffix.lower() not in SCANNERS:
         raise UserError(
-            f"data.path is {str(path)!r}, whose extension {path.suffix!r} is not known: use one of {', '.join(SCANNERS)}."
+            f"data.path is {str(path)!r}, of unknown extension {path.suffix!r}: use one of {', '.join(SCANNERS)}."
         )
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty: data.path must name a file with events.")
@@ -221,19 +221,19 @@ def _from_numbers(values: pl.Series, where: str, called: str, unit: TimestampUni
 def _from_text(values: pl.Series, where: str, called: str) -> pl.Series:
     # Each format as a whole column, which is fast; Python's own reader then settles the few it did not cover.
     text = pl.col("text").str.strip_chars().str.replace(r"^(\S{10}) ", "${1}T").str.replace("Z$", "+00:00")
-    naive = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d")
+    local, zoned = "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%:z"
+    trimmed = pl.col("text")
     parsed = values.alias("text").to_frame().lazy().select(text).select(
-        "text",
+        trimmed,
         pl.coalesce(
-            *(pl.col("text").str.to_datetime(form, time_unit="us", strict=False) for form in naive[:1]),
-            pl.col("text").str.to_date(naive[1], strict=False).cast(pl.Datetime("us")),
-            pl.col("text").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", strict=False)
-            .dt.convert_time_zone("UTC").dt.replace_time_zone(None),
+            trimmed.str.to_datetime(local, time_unit="us", strict=False),
+            trimmed.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")),
+            trimmed.str.to_datetime(zoned, time_unit="us", strict=False).dt.replace_time_zone(None),
         ).dt.timestamp("ms").alias("ms"),
     ).collect()  # fmt: skip
-    milliseconds = parsed["ms"].to_list() if parsed["ms"].null_count() else None
-    if milliseconds is None:
+    if not parsed["ms"].null_count():
         return parsed["ms"]
+    milliseconds = parsed["ms"].to_list()
     for row in parsed["ms"].is_null().arg_true().to_list():
         try:
             time = datetime.fromisoformat(parsed["text"][row])

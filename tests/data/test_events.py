@@ -1,0 +1,126 @@
+"""Order, sampling and repairs of events; vocabularies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from deepinterest.data.events import Events
+from deepinterest.data.vocabulary import Vocabulary
+from deepinterest.errors import UserError
+
+
+def baskets() -> pl.DataFrame:
+    """40 users with 5 baskets of 6 items."""
+    user, basket, slot = (a.ravel() for a in np.meshgrid(np.arange(40), np.arange(5), np.arange(6), indexing="ij"))
+    item = [f"i{(7 * u + 3 * b) % 11 + 2 * s:02d}" for u, b, s in zip(user, basket, slot, strict=True)]
+    category = [f"c{int(i[1:]) % 4}" for i in item]
+    return pl.DataFrame({"user": user, "item": item, "timestamp": basket * 1000, "category": category})
+
+
+def build(frame: pl.DataFrame, seed: int = 0, limit_users: int | None = None) -> Events:
+    return Events.build(frame, ["category"], "test", {}, seed, limit_users)
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_order_does_not_depend_on_the_file(limit: int | None) -> None:
+    frame = baskets()
+    shuffled = frame.sample(fraction=1, shuffle=True, seed=3)
+    first = build(frame, 5, limit).frame
+    assert first.equals(build(shuffled, 5, limit).frame)
+    assert first.equals(build(frame.reverse(), 5, limit).frame)
+    assert first.columns == ["user", "item", "timestamp", "category"]
+    assert first.schema["timestamp"] == pl.Int64
+
+
+def test_ties_are_random_and_seeded() -> None:
+    first, other = build(baskets(), 1).frame, build(baskets(), 2).frame
+    assert not first.equals(other)
+    assert first.sort(pl.all()).equals(other.sort(pl.all()))
+    assert first.select("user", "timestamp").equals(first.select("user", "timestamp").sort("user", "timestamp"))
+    # The first item of a basket is the smallest one in a sixth of 200 baskets, not in all of them.
+    share = (
+        first.group_by("user", "timestamp").agg((pl.col("item").first() == pl.col("item").min()).alias("x"))["x"].mean()
+    )
+    assert isinstance(share, float)
+    assert 0.05 < share < 0.3
+
+
+def test_sample_of_users() -> None:
+    seven = build(baskets(), 0, 7).frame["user"].unique().to_list()
+    assert len(seven) == 7
+    assert set(seven) != set(build(baskets(), 1, 7).frame["user"].unique().to_list())
+    assert build(baskets(), 0, 7).frame.height == 7 * 30
+    assert build(baskets(), 0, 4000).frame.equals(build(baskets(), 0).frame)
+
+
+def test_one_value_per_item() -> None:
+    frame = pl.DataFrame(
+        {
+            "user": [1] * 9,
+            "item": ["a", "a", "a", "b", "b", "c", "c", "d", "e"],
+            "timestamp": range(9),
+            "category": ["x", "y", "y", "z", "w", None, "v", None, "u"],
+        }
+    )
+    events = build(frame)
+    assert dict(events.frame.select("item", "category").unique().iter_rows()) == {
+        "a": "y", "b": "w", "c": "v", "d": None, "e": "u",
+    }  # fmt: skip
+    assert events.frame.height == 9
+    assert events.notes == {"items with several values of category": 2}
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (baskets().drop("item"), ["'item'", "user, timestamp, category"]),
+        (baskets().drop("category"), ["'category'"]),
+        (baskets().clear(), ["no events"]),
+        (baskets().with_columns(item=pl.when(pl.col("timestamp") == 0).then("item")), ["'item'", "row 7"]),
+        (baskets().with_columns(user=pl.lit(None, pl.Int64)), ["'user'", "row 1"]),
+        (baskets().with_columns(timestamp=pl.when(pl.col("user") > 0).then("timestamp")), ["'timestamp'", "row 1"]),
+        (baskets().with_columns(timestamp=pl.lit("now")), ["'timestamp'", "String"]),
+    ],
+)
+def test_bad_frames(frame: pl.DataFrame, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        build(frame)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_empty_after_drops_says_so() -> None:
+    with pytest.raises(UserError, match="label 0: 3"):
+        Events.build(baskets().clear(), [], "test", {"label 0": 3})
+
+
+def test_vocabulary(tmp_path: Path) -> None:
+    raw = pl.Series(["b", "a", "c", "c", None, "d", "a", "e"])
+    vocabulary = Vocabulary.build(raw)
+    assert list(vocabulary.values) == ["a", "c", "b", "d", "e"]
+    assert len(vocabulary) == 6
+    ids = vocabulary.encode(pl.Series(["e", None, "new", "a", "a"]))
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [5, 0, 0, 1, 1]
+    assert list(Vocabulary.build(raw, min_count=2).values) == ["a", "c"]
+
+    vocabulary.save(tmp_path / "v.parquet")
+    again = Vocabulary.load(tmp_path / "v.parquet")
+    assert again.fingerprint() == vocabulary.fingerprint()
+    assert again.values.equals(vocabulary.values)
+    assert vocabulary.fingerprint() != Vocabulary(pl.Series(["a", "c", "b", "de"])).fingerprint()
+    assert Vocabulary(pl.Series(["ab", "c"])).fingerprint() != Vocabulary(pl.Series(["a", "bc"])).fingerprint()
+
+
+def test_vocabulary_types() -> None:
+    numbers = Vocabulary.build(pl.Series([7, 7, -1], dtype=pl.Int16))
+    assert numbers.encode(pl.Series([-1, 7, 8], dtype=pl.Int32)).tolist() == [2, 1, 0]
+    assert numbers.encode(pl.Series(["7", "007"])).tolist() == [1, 0]
+    assert numbers.encode(pl.Series([None, None])).tolist() == [0, 0]
+    assert numbers.encode(pl.Series([], dtype=pl.Int64)).tolist() == []
+    assert len(Vocabulary.build(pl.Series([], dtype=pl.String))) == 1
