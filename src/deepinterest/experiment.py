@@ -193,7 +193,7 @@ def _trainer(
         use_distributed_sampler=False,  # it would pad evaluation; the loader shards by itself
         enable_progress_bar=progress,
         enable_model_summary=False,
-        logger=logger,
+        logger=logger or False,
         callbacks=callbacks,
         default_root_dir=folder,
     )
