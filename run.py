@@ -1,7 +1,5 @@
 """Train and test one model: `python run.py model=dien`. `python run.py --help` lists the choices and settings."""
 
-import os
-
 import hydra
 from omegaconf import DictConfig
 
@@ -24,6 +22,5 @@ def main(cfg: DictConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    os.environ["DEEPINTEREST_RUN"] = os.path.abspath(__file__)  # what further processes of a run start with
     with sentences():
         main()

@@ -144,9 +144,11 @@ def test_last_line_is_the_run_folder(tmp_path: Path) -> None:
 
 
 def test_sweep_shows_a_table_and_its_folder(tmp_path: Path) -> None:
-    result = call_fake(tmp_path, "-m", "seed=1,3", "model.mlp=[8,4]")
+    result = call_fake(tmp_path, "-m", "seed=1,3", "model.mlp=[8,4],[16]", "model=dnn")
     assert result.returncode == 0, result.stderr
-    assert "model.mlp=[8,4]" in result.stdout.split("job")[-1]
+    table = result.stdout.split("┏")[-1]
+    assert "seed=1 model.mlp=[8,4] " in table
+    assert "model=dnn" not in table  # what all jobs share says nothing
     assert "0.6000" in result.stdout
     assert "0.8000" in result.stdout
     assert result.stdout.count("sweep folder:") == 1
@@ -154,7 +156,7 @@ def test_sweep_shows_a_table_and_its_folder(tmp_path: Path) -> None:
     last = result.stdout.strip().splitlines()[-1]
     assert last.startswith("sweep folder: outputs/sweeps/")
     folder = tmp_path / last.removeprefix("sweep folder: ")
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1"]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
 
 
 def test_failed_job_of_a_sweep_is_named(tmp_path: Path) -> None:

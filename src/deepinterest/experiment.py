@@ -96,7 +96,9 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         user, label, probability = best.test_metrics.predictions()
         if trainer.is_global_zero:
             figures = _figures(best, data, store, curves, label, probability, config.evaluation.ece_bins)
-            _write(folder, config, resolved, store, metrics, _predictions(store, label, probability, trainer.world_size))
+            _write(
+                folder, config, resolved, store, metrics, _predictions(store, label, probability, trainer.world_size)
+            )
             for title, figure in figures.items():
                 plots.save(figure, folder / f"{title}.png")
             loggers.log_images(logger, figures)
@@ -207,7 +209,9 @@ def _load(path: Path, model: ClickModel) -> ClickModel:
         state = torch.load(path, map_location="cpu", weights_only=True)
         weights, vocabulary = state["state_dict"], state.get("vocabulary_hash")
     except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, OSError) as error:
-        raise UserError(f"checkpoint={path} can't be read as a checkpoint of this program ({type(error).__name__}).") from error
+        raise UserError(
+            f"checkpoint={path} can't be read as a checkpoint of this program ({type(error).__name__})."
+        ) from error
     if vocabulary != model.vocabulary_hash:
         raise UserError(
             f"checkpoint={path} was trained with another vocabulary ({vocabulary}) than this data set's "
@@ -326,12 +330,17 @@ def _write(
         write("data_card.json", json.dumps(store.card, indent=2))
         write("metrics.json", json.dumps(metrics, indent=2))
     except OSError as error:
-        raise UserError(f"Results could not be written to {folder}: {error.strerror or error}. Make room and run again.") from error
+        raise UserError(
+            f"Results could not be written to {folder}: {error.strerror or error}. Make room and run again."
+        ) from error
 
 
 def _commit() -> str:
     answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, cwd=Path(__file__).parent
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
     )
     return answer.stdout.strip() or "unknown"
 

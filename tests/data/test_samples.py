@@ -103,7 +103,9 @@ def test_negatives_keep_to_what_is_excluded(distribution, exclude):
         hits["positive"] += len({log.item[event]} & set(row))
         hits["same_time"] += len(same_time & set(row))
         hits["history"] += len(before & set(row))
-    ruled_out = {"none": [], "positive": ["positive"], "same_time": ["positive", "same_time"]}.get(exclude.name, list(hits))
+    ruled_out = {"none": [], "positive": ["positive"], "same_time": ["positive", "same_time"]}.get(
+        exclude.name, list(hits)
+    )
     assert all(hits[name] == 0 for name in ruled_out), hits
     allowed = [name for name in hits if name not in ruled_out]
     assert all(hits[name] > 0 for name in allowed), hits  # what is not excluded does occur

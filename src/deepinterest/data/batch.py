@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -27,9 +28,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: None if value is None else function(value) for name, value in values.items()})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(self, **{name: function(value) for name, value in present.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

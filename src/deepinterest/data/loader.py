@@ -22,7 +22,7 @@ class Samples:
     """One split: G groups, each a history with its candidates."""
 
     user: np.ndarray  # (G,)   int32
-    history_end: np.ndarray  # (G,)   int64: the history ends before this event; for drawn negatives, the positive itself
+    history_end: np.ndarray  # (G,)   int64: the history ends before this event, the positive itself
     candidate_offsets: np.ndarray  # (G+1,) int64
     candidates: np.ndarray  # (R,)   int32, catalogue rows
     label: np.ndarray  # (R,)   uint8

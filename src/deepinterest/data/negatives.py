@@ -49,8 +49,8 @@ class NegativeSampler:
         if len(bad) == 0:
             return drawn.reshape(-1, count)
         raise UserError(
-            f"No negative was found for {len(bad):,} of {len(events):,} targets: with exclude={self.config.exclude.name} "
-            f"nearly every one of {len(np.unique(self.pool)):,} items is ruled out. Take exclude=positive or a wider "
+            f"No negative was found for {len(bad):,} of {len(events):,} targets: with "
+            f"exclude={self.config.exclude.name} nearly every one of {len(np.unique(self.pool)):,} items is ruled out. Take exclude=positive or a wider "
             f"time_window (now {self.config.time_window})."
         )
 

@@ -38,7 +38,7 @@ def probe_scores(
         rows = slice(samples.candidate_offsets[groups[0]], samples.candidate_offsets[groups[-1] + 1])
         # Each row with each event of its history.
         length = np.repeat(end - start, counts[groups])
-        events, offsets = ranges(np.repeat(start, counts[groups]), length)
+        events, _ = ranges(np.repeat(start, counts[groups]), length)
         row = np.repeat(np.arange(len(length)), length)
         touched, candidate = log.item[events], item[rows][row]
         in_history[rows] = np.bincount(row[touched == candidate], minlength=len(length)) > 0

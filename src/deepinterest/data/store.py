@@ -163,7 +163,9 @@ def _write(folder: Path, data: DataConfig, protocol: ProtocolConfig) -> None:
         **_history_lengths(log, samples["train"], protocol.max_history),
         "negatives": f"{protocol.negatives.distribution.name}, exclude {protocol.negatives.exclude.name}, "
         f"{protocol.negatives.per_positive} a positive, drawn {protocol.negatives.refresh.name}",
-        "split_hash": _hash(*(getattr(s, part) for s in samples.values() for part in SAMPLE_ARRAYS), log.item, log.time),
+        "split_hash": _hash(
+            *(getattr(s, part) for s in samples.values() for part in SAMPLE_ARRAYS), log.item, log.time
+        ),
         "vocabulary_hash": _hash(catalogue, *(v.fingerprint().encode() for v in [*vocabularies, user_vocabulary])),
         **{f"dropped: {reason}": count for reason, count in {**events.dropped, **cut.dropped}.items()},
         f"dropped: users with fewer than {fewest} events": lost,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 log = logging.getLogger(__name__)
-COLUMNS = 6  # metrics shown; metrics.json holds all
+COLUMNS = ("test/auc", "test/gauc", "test/logloss", "test/ece", "val/auc")  # shown; metrics.json holds all
 
 
 class SweepTable(Callback):
@@ -67,8 +68,7 @@ def show(folder: str) -> None:
     jobs = read_jobs(Path(folder))
     if not jobs:
         return
-    console = Console()
-    console.print(table(jobs), width=console.width if console.is_terminal else 160)
+    Console(width=None if sys.stdout.isatty() else 160).print(table(jobs))
     if failed := [f"{number} ({overrides})" for number, overrides, metrics in jobs if metrics is None]:
         print(f"failed: {', '.join(failed)}; run.log in the job's folder says why")
     print(f"sweep folder: {folder}", flush=True)
@@ -87,20 +87,21 @@ def read_jobs(folder: Path) -> list[tuple[int, str, dict[str, float] | None]]:
 
 
 def table(jobs: list[tuple[int, str, dict[str, float] | None]]) -> Table:
-    """One row a job; the test metrics first."""
+    """One row a job, with the settings that differ between jobs."""
     from rich.markup import escape
     from rich.table import Table
 
     rows = {number: _numbers(metrics or {}) for number, _, metrics in jobs}
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    names = sorted(names, key=lambda name: not name.startswith("test/"))[:COLUMNS]
+    names = [name for name in COLUMNS if any(name in row for row in rows.values())] or ["result"]
+    common = set.intersection(*(set(words.split(" ")) for _, words, _ in jobs)) if len(jobs) > 1 else set()
     result = Table("job", "settings", *names)
     for number, words, metrics in jobs:
         if metrics is None:
-            cells = ["failed", *[""] * (len(names) - 1)][: len(names)]
+            cells = ["failed", *[""] * (len(names) - 1)]
         else:
             cells = [f"{rows[number][name]:.4f}" if name in rows[number] else "" for name in names]
-        result.add_row(str(number), escape(words), *cells)
+        differs = " ".join(word for word in words.split(" ") if word not in common)
+        result.add_row(str(number), escape(differs), *cells)
     return result
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -76,9 +77,11 @@ class ClickModel(L.LightningModule):
         # Not reset: the run reads the rows for its predictions file.
         self.log_dict({f"test/{name}": value for name, value in self.test_metrics.compute().items()})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.optimizer_config
-        optimizer = DeferredAdam(self.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps)
+        optimizer = DeferredAdam(
+            self.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps
+        )
         for table in self.network.embeddings:  # type: ignore[union-attr]
             optimizer.watch(table)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=config.lr_decay)
