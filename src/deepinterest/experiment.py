@@ -93,7 +93,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
             "steps": float(trainer.global_step),
             "parameters": float(sum(p.numel() for p in model.parameters())),
         }
-        user, label, probability = best.test_metrics.predictions()
+        _, label, probability = best.test_metrics.predictions()
         if trainer.is_global_zero:
             figures = _figures(best, data, store, curves, label, probability, config.evaluation.ece_bins)
             _write(
@@ -118,7 +118,8 @@ def _run_folder(path: str) -> Path:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"The run folder {folder} can't be written: {error.strerror or error}. Make room, or name another by paths.output=…"
+            f"The run folder {folder} can't be written: {error.strerror or error}. "
+            "Make room, or name another by paths.output=…"
         ) from error
     return folder
 
@@ -137,8 +138,8 @@ def _calm() -> None:
 def _check_device(config: TrainerConfig) -> None:
     if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
-            "trainer.accelerator=gpu, but this machine shows no GPU to torch; take trainer=cpu, or install a torch build "
-            "for your GPU."
+            "trainer.accelerator=gpu, but this machine shows no GPU to torch; take trainer=cpu, or install a torch "
+            "build for your GPU."
         )
 
 
@@ -221,8 +222,8 @@ def _load(path: Path, model: ClickModel) -> ClickModel:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
-            f"checkpoint={path} holds another model than the config describes; give the model.* settings it was trained "
-            f"with. {str(error).splitlines()[-1].strip()}"
+            f"checkpoint={path} holds another model than the config describes; give the model.* settings it was "
+            f"trained with. {str(error).splitlines()[-1].strip()}"
         ) from error
     return model
 
@@ -285,7 +286,7 @@ def _attention_rows(model: ClickModel, data: InteractionData, store: Store) -> l
     groups = np.linspace(0, len(store.samples["test"]) - 1, ATTENTION_ROWS).astype(np.int64)
     batch = loader.batch(np.unique(groups), np.random.default_rng(0)).to(model.device)
     model.eval()
-    weights, pairs = model.network.attention_weights(batch)
+    weights, pairs = model.network.attention_weights(batch)  # type: ignore[operator]
     probability = model(batch)
     names = store.item_names()
     rows = []

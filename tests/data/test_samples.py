@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,7 +33,7 @@ def random_log(seed: int, users: int = 12, items: int = 15, ties: bool = True) -
     lengths = rng.integers(3, 12, size=users)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     gaps = rng.integers(0 if ties else 1, 4, size=offsets[-1])
-    time = np.concatenate([np.cumsum(gaps[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+    time = np.concatenate([np.cumsum(gaps[a:b]) for a, b in itertools.pairwise(offsets)])
     return Log(rng.integers(1, items + 1, size=offsets[-1]).astype(np.int32), time.astype(np.int64), offsets, items + 1)
 
 

@@ -43,16 +43,17 @@ class NegativeSampler:
         bad = np.flatnonzero(self._excluded(events, drawn))
         for _ in range(ROUNDS):
             if len(bad) == 0:
-                return drawn.reshape(-1, count)
+                break
             drawn[bad] = self._propose(rng, events[bad])
             bad = bad[self._excluded(events[bad], drawn[bad])]
-        if len(bad) == 0:
-            return drawn.reshape(-1, count)
-        raise UserError(
-            f"No negative was found for {len(bad):,} of {len(events):,} targets: with "
-            f"exclude={self.config.exclude.name} nearly every one of {len(np.unique(self.pool)):,} items is ruled out. Take exclude=positive or a wider "
-            f"time_window (now {self.config.time_window})."
-        )
+        else:
+            if len(bad):
+                raise UserError(
+                    f"No negative was found for {len(bad):,} of {len(events):,} targets: with "
+                    f"exclude={self.config.exclude.name} nearly every one of {len(np.unique(self.pool)):,} items is "
+                    f"ruled out. Take exclude=positive or a wider time_window (now {self.config.time_window})."
+                )
+        return drawn.reshape(-1, count)
 
     def _propose(self, rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
         size = len(self.pool)

@@ -88,7 +88,8 @@ def prepare(data: DataConfig, protocol: ProtocolConfig, cache: str | None) -> Pa
                     shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"Prepared data could not be written to {root}: {error.strerror or error}. Name another folder by paths.cache=…"
+            f"Prepared data could not be written to {root}: {error.strerror or error}. "
+            "Name another folder by paths.cache=…"
         ) from error
     return folder
 

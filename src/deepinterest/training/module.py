@@ -22,7 +22,7 @@ class ClickModel(L.LightningModule):
     """Binary cross-entropy plus `aux_weight` times the network's auxiliary loss, under Adam.
 
     Args:
-        network: any `forward(batch) -> Prediction`; its `embeddings` are the tables that DeferredAdam brings up to date.
+        network: any `forward(batch) -> Prediction`; its `embeddings` are the tables that DeferredAdam watches.
         vocabulary_hash: of the data set; kept in the checkpoint, where another one is refused.
     """
 
