@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
-import pickle
 import subprocess
 import sys
 import time
@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +49,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     begin = time.perf_counter()
     folder = _run_folder(config.paths.run)
     _calm()
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=bool(getattr(rank_zero_only, "rank", 0)))  # of several processes one speaks
     torch.set_flush_denormal(True)  # rows long untouched decay into denormals, which are slow
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -75,17 +76,15 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     try:
         curves, speed = Curves(), Throughput()
         trainer = _trainer(config.trainer, folder, data, logger, [curves, speed])
-        checkpoint = Path(config.checkpoint) if config.checkpoint else folder / "best.ckpt"
+        checkpoint = Path(config.checkpoint) if config.checkpoint and config.task is Task.test else folder / "best.ckpt"
         if config.task is Task.train:
             trainer.fit(model, datamodule=data)
             if trainer.interrupted:
                 raise UserError(f"Interrupted; the last checkpoint is {folder / 'last.ckpt'}.")
         best = _load(checkpoint, _model(config, store))
         trainer.validate(best, datamodule=data, verbose=False)
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
         trainer.test(best, datamodule=data, verbose=False)
-        metrics |= {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
-        metrics |= _probes(store)
+        metrics = best.scores | _probes(store)
         metrics |= {
             "seconds": time.perf_counter() - begin,
             "train/seconds": speed.seconds,
@@ -105,6 +104,12 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
             console.print(_metrics_table(metrics))
         failed = False
         return metrics
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"Results could not be written to {folder}: {error.strerror}. Make room and run again."
+        ) from error
     finally:
         loggers.finish(logger, int(failed))
 
@@ -209,7 +214,7 @@ def _load(path: Path, model: ClickModel) -> ClickModel:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         weights, vocabulary = state["state_dict"], state.get("vocabulary_hash")
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, OSError) as error:
+    except Exception as error:  # bytes that are no pickle raise nearly anything
         raise UserError(
             f"checkpoint={path} can't be read as a checkpoint of this program ({type(error).__name__})."
         ) from error

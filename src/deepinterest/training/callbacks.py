@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from deepinterest.data.batch import Batch
 
@@ -24,7 +25,7 @@ class Curves(Callback):
                 points.append((trainer.global_step, float(value)))
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 1:  # type: ignore[attr-defined]
+        if trainer.global_step == 1 or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._keep(trainer, "train/")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -47,7 +48,11 @@ class Throughput(Callback):
         self.rows += len(batch) * trainer.world_size
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return  # a validation of its own, not one within training
         self._stop()
+        if trainer.logger:
+            trainer.logger.log_metrics({"train/samples_per_s": self.samples_per_second}, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._since = time.perf_counter()

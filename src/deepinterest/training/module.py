@@ -41,6 +41,7 @@ class ClickModel(L.LightningModule):
         self.vocabulary_hash = vocabulary_hash
         self.val_metrics = ClickMetrics(evaluation)
         self.test_metrics = ClickMetrics(evaluation)
+        self.scores: dict[str, float] = {}  # the latest, as computed: Lightning rounds what is logged to float32
 
     def forward(self, batch: Batch) -> Tensor:
         """Probability of a touch (B,)."""
@@ -54,7 +55,8 @@ class ClickModel(L.LightningModule):
         if prediction.auxiliary_loss is not None:
             loss = loss + self.aux_weight * prediction.auxiliary_loss
             values["train/auxiliary_loss"] = prediction.auxiliary_loss
-        if self.global_step % LOG_EVERY == 0:
+        # Lightning hands figures to the logger after every LOG_EVERY-th step: those of an earlier step would be stale.
+        if self.global_step == 0 or (self.global_step + 1) % LOG_EVERY == 0:
             self.log_dict({**values, "train/loss": loss}, batch_size=len(batch))
         return loss
 
@@ -68,14 +70,17 @@ class ClickModel(L.LightningModule):
         metrics.update(batch.user[batch.history_index], batch.label, self(batch).float())
 
     def on_validation_epoch_end(self) -> None:
-        values = self.val_metrics.compute()
+        values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         self.val_metrics.reset()
+        self.scores |= values
         for name, value in values.items():
-            self.log(f"val/{name}", value, prog_bar=name == "auc")
+            self.log(name, value, prog_bar=name == "val/auc")
 
     def on_test_epoch_end(self) -> None:
         # Not reset: the run reads the rows for its predictions file.
-        self.log_dict({f"test/{name}": value for name, value in self.test_metrics.compute().items()})
+        values = {f"test/{name}": value for name, value in self.test_metrics.compute().items()}
+        self.scores |= values
+        self.log_dict(values)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.optimizer_config
