@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import os
-import subprocess
 import sys
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import polars as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.table import Table
 
 from deepinterest import models
 from deepinterest.config import ExperimentConfig, Task, TrainerConfig
 from deepinterest.data.datamodule import InteractionData
-from deepinterest.data.loader import Samples, ranges
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
 from deepinterest.nn.embedding import Features
-from deepinterest.report import plots
-from deepinterest.training import loggers, scores
+from deepinterest.report import run_folder
+from deepinterest.training import loggers
 from deepinterest.training.callbacks import Curves, Throughput
 from deepinterest.training.module import LOG_EVERY, ClickModel
 
 log = logging.getLogger(__name__)
-ATTENTION_ROWS = 6  # test rows whose attention is drawn
 
 
 def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
@@ -47,10 +39,9 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     Returns: the content of metrics.json.
     """
     begin = time.perf_counter()
-    folder = _run_folder(config.paths.run)
+    folder = run_folder.create(config.paths.run)
     _calm()
     console = Console(stderr=True, quiet=bool(getattr(rank_zero_only, "rank", 0)))  # of several processes one speaks
-    torch.set_flush_denormal(True)  # rows long untouched decay into denormals, which are slow
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     _check_device(config.trainer)
@@ -67,12 +58,16 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     )
     with console.status(f"Preparing {config.data.name} …"):
         store = data.store
-    console.print(_card_table(store.card))
+    console.print(run_folder.card_table(store.card))
+    log.info("%s on %s, seed %d, in %s", config.model.name, config.data.name, config.seed, folder)
     model = _model(config, store)
 
     name = f"{config.model.name} {config.data.name} s{config.seed}"
     logger = loggers.make_logger(config.logger, folder, Path(config.paths.output), name, resolved, config.model.name)
+    if logger:
+        logger.log_hyperparams({"data_card": store.card})
     failed = True
+    torch.set_flush_denormal(True)  # rows long untouched decay into denormals, which are slow
     try:
         curves, speed = Curves(), Throughput()
         trainer = _trainer(config.trainer, folder, data, logger, [curves, speed])
@@ -84,7 +79,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         best = _load(checkpoint, _model(config, store))
         trainer.validate(best, datamodule=data, verbose=False)
         trainer.test(best, datamodule=data, verbose=False)
-        metrics = best.scores | _probes(store)
+        metrics = best.scores | run_folder.probes(store)
         metrics |= {
             "seconds": time.perf_counter() - begin,
             "train/seconds": speed.seconds,
@@ -94,14 +89,14 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         }
         _, label, probability = best.test_metrics.predictions()
         if trainer.is_global_zero:
-            figures = _figures(best, data, store, curves, label, probability, config.evaluation.ece_bins)
-            _write(
-                folder, config, resolved, store, metrics, _predictions(store, label, probability, trainer.world_size)
+            drawn = run_folder.figures(best, data, curves, label, probability, config.evaluation.ece_bins)
+            loggers.log_images(logger, drawn)
+            predictions = run_folder.predictions(store, label, probability, trainer.world_size)
+            run_folder.write(folder, resolved, store.card, metrics, predictions, drawn)
+            log.info(
+                "test auc %.4f, gauc %.4f, logloss %.4f", *(metrics[f"test/{m}"] for m in ("auc", "gauc", "logloss"))
             )
-            for title, figure in figures.items():
-                plots.save(figure, folder / f"{title}.png")
-            loggers.log_images(logger, figures)
-            console.print(_metrics_table(metrics))
+            console.print(run_folder.metrics_table(metrics))
         failed = False
         return metrics
     except OSError as error:
@@ -111,22 +106,8 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
             f"Results could not be written to {folder}: {error.strerror}. Make room and run again."
         ) from error
     finally:
+        torch.set_flush_denormal(False)
         loggers.finish(logger, int(failed))
-
-
-def _run_folder(path: str) -> Path:
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"The run folder {folder} can't be written: {error.strerror or error}. "
-            "Make room, or name another by paths.output=…"
-        ) from error
-    return folder
 
 
 def _calm() -> None:
@@ -136,6 +117,7 @@ def _calm() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # the run folder holds the log already
     warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
 
@@ -231,138 +213,3 @@ def _load(path: Path, model: ClickModel) -> ClickModel:
             f"trained with. {str(error).splitlines()[-1].strip()}"
         ) from error
     return model
-
-
-def _probes(store: Store) -> dict[str, float]:
-    """AUC of each probe's score on the test rows."""
-    label = store.samples["test"].label
-
-    def auc(score: np.ndarray) -> float:
-        rank = np.unique(score, return_inverse=True)[1]
-        return scores.auc(label, (rank / max(1, rank.max())).astype(np.float32))
-
-    return {f"probe/{name}_auc": auc(score) for name, score in store.probes.items()}
-
-
-def _predictions(store: Store, label: np.ndarray, probability: np.ndarray, world: int) -> pl.DataFrame:
-    samples = store.samples["test"]
-    order = _row_order(samples, world)
-    row = np.empty_like(order)
-    row[order] = np.arange(len(order))  # back from the processes' shares to the store's order
-    user = np.repeat(samples.user, np.diff(samples.candidate_offsets))
-    items = pl.Series(store.item_names())
-    return pl.DataFrame(
-        {
-            "user": store.user_names()[user],
-            "item": items[samples.candidates],
-            "label": label[row].astype(np.int8),
-            "probability": probability[row],
-        }
-    )
-
-
-def _row_order(samples: Samples, world: int) -> np.ndarray:
-    groups = np.concatenate([np.arange(rank, len(samples), world) for rank in range(world)])
-    first = samples.candidate_offsets[groups]
-    return ranges(first, samples.candidate_offsets[groups + 1] - first)[0]
-
-
-def _figures(
-    model: ClickModel,
-    data: InteractionData,
-    store: Store,
-    curves: Curves,
-    label: np.ndarray,
-    probability: np.ndarray,
-    bins: int,
-) -> dict[str, Any]:
-    figures = {"roc": plots.roc(label, probability), "calibration": plots.calibration(label, probability, bins)}
-    kept = {name: points for name, points in curves.points.items() if points}
-    if kept:
-        figures["learning_curves"] = plots.learning_curves(kept)
-    if hasattr(model.network, "attention_weights"):
-        figures["attention"] = plots.attention(_attention_rows(model, data, store))
-    return figures
-
-
-@torch.inference_mode()
-def _attention_rows(model: ClickModel, data: InteractionData, store: Store) -> list[plots.AttentionRow]:
-    loader = data.test_dataloader()
-    groups = np.linspace(0, len(store.samples["test"]) - 1, ATTENTION_ROWS).astype(np.int64)
-    batch = loader.batch(np.unique(groups), np.random.default_rng(0)).to(model.device)
-    model.eval()
-    weights, pairs = model.network.attention_weights(batch)  # type: ignore[operator]
-    probability = model(batch)
-    names = store.item_names()
-    rows = []
-    for row in (batch.label == 1).nonzero().ravel().tolist():
-        pair = slice(int(pairs.offsets[row]), int(pairs.offsets[row + 1]))
-        rows.append(
-            plots.AttentionRow(
-                [names[item] for item in batch.history[pairs.event[pair]].tolist()],
-                weights[pair].float().cpu().numpy(),
-                names[int(batch.candidates[row])],
-                int(batch.label[row]),
-                float(probability[row]),
-            )
-        )
-    return rows
-
-
-def _write(
-    folder: Path,
-    config: ExperimentConfig,
-    resolved: dict[str, Any],
-    store: Store,
-    metrics: dict[str, float],
-    predictions: pl.DataFrame,
-) -> None:
-    from omegaconf import OmegaConf
-
-    environment = {"commit": _commit(), "python": sys.version.split()[0]}
-    for package in ("deepinterest", "torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy", "polars"):
-        environment[package] = version(package)
-
-    def write(name: str, content: str) -> None:
-        beside = folder / f".{name}"
-        beside.write_text(content)
-        os.replace(beside, folder / name)
-
-    try:
-        predictions.write_parquet(folder / ".predictions.parquet")
-        os.replace(folder / ".predictions.parquet", folder / "predictions.parquet")
-        write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-        write("environment.json", json.dumps(environment, indent=2))
-        write("data_card.json", json.dumps(store.card, indent=2))
-        write("metrics.json", json.dumps(metrics, indent=2))
-    except OSError as error:
-        raise UserError(
-            f"Results could not be written to {folder}: {error.strerror or error}. Make room and run again."
-        ) from error
-
-
-def _commit() -> str:
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    return answer.stdout.strip() or "unknown"
-
-
-def _card_table(card: dict[str, Any]) -> Table:
-    table = Table(title="Data card", show_header=False)
-    for key, value in card.items():
-        table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
-    return table
-
-
-def _metrics_table(metrics: dict[str, float]) -> Table:
-    table = Table(title="Test")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for key, value in metrics.items():
-        if key.startswith(("test/", "probe/")) or key in ("seconds", "samples_per_s"):
-            table.add_row(key.removeprefix("test/"), f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}")
-    return table

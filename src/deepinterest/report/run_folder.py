@@ -1,0 +1,182 @@
+"""A run's folder: all that is needed to repeat the run, or to compare it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from deepinterest.data.datamodule import InteractionData
+from deepinterest.data.loader import Samples, ranges
+from deepinterest.data.store import Store
+from deepinterest.errors import UserError
+from deepinterest.report import plots
+from deepinterest.training import scores
+from deepinterest.training.callbacks import Curves
+from deepinterest.training.module import ClickModel
+
+ATTENTION_ROWS = 6  # test rows whose attention is drawn
+CURVES = ("loss", "click_loss", "auxiliary_loss", "auc", "gauc", "logloss", "ece")  # drawn
+
+
+def create(path: str) -> Path:
+    """The folder, made and shown to be writable; raises UserError otherwise."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"The run folder {folder} can't be written: {error.strerror or error}. "
+            "Make room, or name another by paths.output=…"
+        ) from error
+    return folder
+
+
+def probes(store: Store) -> dict[str, float]:
+    """AUC of each probe's score on the test rows."""
+    label = store.samples["test"].label
+
+    def auc(score: np.ndarray) -> float:
+        rank = np.unique(score, return_inverse=True)[1]
+        return scores.auc(label, (rank / max(1, rank.max())).astype(np.float32))
+
+    return {f"probe/{name}_auc": auc(score) for name, score in store.probes.items()}
+
+
+def predictions(store: Store, label: np.ndarray, probability: np.ndarray, world: int) -> pl.DataFrame:
+    """Raw user and item, label and probability of each test row, in the store's order.
+
+    label and probability (R,) come as `world` processes collected them, one process after the other.
+    """
+    samples = store.samples["test"]
+    order = _row_order(samples, world)
+    row = np.empty_like(order)
+    row[order] = np.arange(len(order))  # back from the processes' shares to the store's order
+    user = np.repeat(samples.user, np.diff(samples.candidate_offsets))
+    items = pl.Series(store.item_names())
+    return pl.DataFrame(
+        {
+            "user": store.user_names()[user],
+            "item": items[samples.candidates],
+            "label": label[row].astype(np.int8),
+            "probability": probability[row],
+        }
+    )
+
+
+def _row_order(samples: Samples, world: int) -> np.ndarray:
+    groups = np.concatenate([np.arange(rank, len(samples), world) for rank in range(world)])
+    first = samples.candidate_offsets[groups]
+    return ranges(first, samples.candidate_offsets[groups + 1] - first)[0]
+
+
+def figures(
+    model: ClickModel, data: InteractionData, curves: Curves, label: np.ndarray, probability: np.ndarray, bins: int
+) -> dict[str, Figure]:
+    """The plots of a run by name; label and probability (R,) are the test rows'."""
+    drawn = {"roc": plots.roc(label, probability), "calibration": plots.calibration(label, probability, bins)}
+    kept = {name: points for name, points in curves.points.items() if points and name.partition("/")[2] in CURVES}
+    if kept:
+        drawn["learning_curves"] = plots.learning_curves(kept)
+    if hasattr(model.network, "attention_weights"):
+        drawn["attention"] = plots.attention(_attention_rows(model, data))
+    return drawn
+
+
+@torch.inference_mode()
+def _attention_rows(model: ClickModel, data: InteractionData) -> list[plots.AttentionRow]:
+    store, loader = data.store, data.test_dataloader()
+    groups = np.linspace(0, len(loader.samples) - 1, ATTENTION_ROWS).astype(np.int64)
+    batch = loader.batch(np.unique(groups), np.random.default_rng(0)).to(model.device)
+    model.eval()
+    weights, pairs = model.network.attention_weights(batch)  # type: ignore[operator]
+    probability = model(batch)
+    names = store.item_names()
+    rows = []
+    for row in (batch.label == 1).nonzero().ravel().tolist():
+        pair = slice(int(pairs.offsets[row]), int(pairs.offsets[row + 1]))
+        rows.append(
+            plots.AttentionRow(
+                [names[item] for item in batch.history[pairs.event[pair]].tolist()],
+                weights[pair].float().cpu().numpy(),
+                names[int(batch.candidates[row])],
+                int(batch.label[row]),
+                float(probability[row]),
+            )
+        )
+    return rows
+
+
+def write(
+    folder: Path,
+    resolved: dict[str, Any],
+    card: dict[str, Any],
+    metrics: dict[str, float],
+    predictions: pl.DataFrame,
+    drawn: dict[str, Figure],
+) -> None:
+    """Each file beside its place and renamed; metrics.json comes last, so that a folder with one is complete."""
+    environment = {"commit": _commit(), "python": sys.version.split()[0]}
+    for package in ("deepinterest", "torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy", "polars"):
+        environment[package] = version(package)
+    texts = {
+        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(resolved)),
+        "environment.json": json.dumps(environment, indent=2),
+        "data_card.json": json.dumps(card, indent=2),
+        "metrics.json": json.dumps(metrics, indent=2),
+    }
+    try:
+        for title, figure in drawn.items():
+            plots.save(figure, folder / f"{title}.png")
+        predictions.write_parquet(folder / ".predictions.parquet")
+        os.replace(folder / ".predictions.parquet", folder / "predictions.parquet")
+        for name, text in texts.items():
+            (folder / f".{name}").write_text(text)
+            os.replace(folder / f".{name}", folder / name)
+    except OSError as error:
+        raise UserError(
+            f"Results could not be written to {folder}: {error.strerror or error}. Make room and run again."
+        ) from error
+
+
+def _commit() -> str:
+    answer = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    return answer.stdout.strip() or "unknown"
+
+
+def card_table(card: dict[str, Any]) -> Table:
+    """The data card for the terminal."""
+    table = Table(title="Data card", show_header=False)
+    for key, value in card.items():
+        table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+def metrics_table(metrics: dict[str, float]) -> Table:
+    """Test metrics and probes for the terminal."""
+    table = Table(title="Test")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for key, value in metrics.items():
+        if key.startswith(("test/", "probe/")) or key in ("seconds", "samples_per_s"):
+            table.add_row(key.removeprefix("test/"), f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}")
+    return table
