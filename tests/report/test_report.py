@@ -41,6 +41,7 @@ def write_run(
     rng = np.random.default_rng(7)
     user, item, label = rng.integers(0, 60, 600), rng.integers(0, 50, 600), rng.integers(0, 2, 600)
     score = label + noise * np.random.default_rng([seed, len(name)]).normal(size=600)
+    item = [f"item {number}" for number in item]  # raw values: texts in one log, numbers in another
     frame = pl.DataFrame({"user": user, "item": item, "label": label, "probability": 1 / (1 + np.exp(-score))})
     frame.sample(fraction=1, shuffle=True, seed=seed).write_parquet(folder / "predictions.parquet")
     return folder

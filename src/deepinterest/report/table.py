@@ -275,7 +275,7 @@ def compare(pairs: Sequence[tuple[Run, Run]], resamples: int = 1000) -> Differen
     Raises UserError where predictions are missing or are not of the same rows.
     """
     reference = _predictions(pairs[0][0])
-    users = reference["user"].unique().sort()
+    users = reference["user"].n_unique()
     scored = []
     for pair in pairs:
         members = []
@@ -286,13 +286,13 @@ def compare(pairs: Sequence[tuple[Run, Run]], resamples: int = 1000) -> Differen
                     f"The predictions of {run.folder} and {pairs[0][0].folder} are of different rows although their "
                     "split is the same; test both runs again on the same data."
                 )
-            user = users.search_sorted(frame["user"]).to_numpy().astype(np.int64)
+            user = frame["user"].rank("dense").to_numpy().astype(np.int64) - 1
             try:
                 members.append(WeightedAuc(user, frame["label"].to_numpy(), frame["probability"].to_numpy()))
             except ValueError as error:
                 raise UserError(f"{run.folder / 'predictions.parquet'} can't be scored: {_line(error)}.") from error
         scored.append((members[0], members[1]))
-    return auc_difference(scored, len(users), resamples)
+    return auc_difference(scored, users, resamples)
 
 
 def _predictions(run: Run) -> pl.DataFrame:
@@ -302,7 +302,7 @@ def _predictions(run: Run) -> pl.DataFrame:
         raise UserError(f"{path} is missing; a comparison with a baseline needs it.")
     try:
         frame = pl.read_parquet(path, columns=["user", "item", "label", "probability"])
-        frame = frame.with_columns(pl.col("user", "item", "label").cast(pl.Int64))
+        frame = frame.with_columns(pl.col("label").cast(pl.Int64))
     except Exception as error:  # polars raises many kinds
         raise UserError(f"{path} can't be read as predictions: {_line(error)}.") from error
     if frame.height == 0:
