@@ -33,18 +33,7 @@ from deepinterest.training.module import ClickModel
 
 SEED = 1
 # Few and long rings: a negative often lies on a ring the user walks, so that the place on it decides.
-DATA = SyntheticConfig(
-    seed=SEED,
-    users=4000,
-    events_per_user=20,
-    rings=5,
-    ring_length=14,
-    items_per_category=5,
-    interests=3,
-    advance=0.9,
-    stay=0.85,
-    noise=0.05,
-)
+DATA = SyntheticConfig(seed=SEED)  # the defaults are made for this
 PROTOCOL = LeaveLastOutConfig(
     targets_per_user=TargetsPerUser(train=14, validation=1, test=1), negatives=NegativesConfig(exclude=Exclude.positive)
 )

@@ -133,15 +133,15 @@ class SyntheticConfig(DataConfig):
     """Users whose interests walk along rings of categories: the best reachable AUC is known."""
 
     name: str = "synthetic"
-    users: int = ranged(3000, low=10)
-    events_per_user: int = ranged(30, low=4)  # the mean; lengths are drawn between half and one and a half times it
-    rings: int = ranged(12, low=1)
-    ring_length: int = ranged(12, low=2)  # categories of a ring
-    items_per_category: int = ranged(20, low=1)
+    users: int = ranged(4000, low=10)
+    events_per_user: int = ranged(20, low=4)  # the mean; lengths are drawn between half and one and a half times it
+    rings: int = ranged(5, low=1)
+    ring_length: int = ranged(14, low=2)  # categories of a ring
+    items_per_category: int = ranged(5, low=1)
     interests: int = ranged(3, low=1)  # rings a user walks
-    advance: float = ranged(0.6, low=0, high=1)  # chance to move on to the ring's next category
-    stay: float = ranged(0.7, low=0, high=1)  # chance to go on with the interest of the step before
-    noise: float = ranged(0.1, low=0, high=1)  # share of events that belong to no interest
+    advance: float = ranged(0.9, low=0, high=1)  # chance to move on to the ring's next category
+    stay: float = ranged(0.85, low=0, high=1)  # chance to go on with the interest of the step before
+    noise: float = ranged(0.05, low=0, high=1)  # share of events that belong to no interest
 
 
 # ------------------------------------------------------------------------------------------------------------ protocol
