@@ -285,7 +285,7 @@ SMALL = SyntheticConfig(
 
 
 def test_synthetic_shape() -> None:
-    config = SyntheticConfig(users=300, events_per_user=30, items_per_category=20, noise=0.1)
+    config = SyntheticConfig(users=300, events_per_user=30, rings=12, ring_length=12, items_per_category=20, noise=0.1)
     events = sources.load(config)
     again = sources.load(config)
     assert events.frame.equals(again.frame)
