@@ -79,7 +79,8 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         best = _load(checkpoint, _model(config, store))
         trainer.validate(best, datamodule=data, verbose=False)
         trainer.test(best, datamodule=data, verbose=False)
-        metrics = best.scores | run_folder.probes(store)
+        probes = run_folder.probes(store)
+        metrics = best.scores | probes
         metrics |= {
             "seconds": time.perf_counter() - begin,
             "train/seconds": speed.seconds,
@@ -91,6 +92,8 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         if trainer.is_global_zero:
             drawn = run_folder.figures(best, data, curves, label, probability, config.evaluation.ece_bins)
             loggers.log_images(logger, drawn)
+            if logger:
+                logger.log_metrics(probes, trainer.global_step)
             predictions = run_folder.predictions(store, label, probability, trainer.world_size)
             run_folder.write(folder, resolved, store.card, metrics, predictions, drawn)
             log.info(
