@@ -16,11 +16,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
+from rich.progress import Progress
 
 from deepinterest import models
 from deepinterest.config import ExperimentConfig, Task, TrainerConfig
 from deepinterest.data.datamodule import InteractionData
-from deepinterest.data.store import Store
+from deepinterest.data.store import STAGES, Store
 from deepinterest.errors import UserError
 from deepinterest.nn.embedding import Features
 from deepinterest.report import run_folder
@@ -56,8 +57,12 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         auxiliary=getattr(config.model, "aux_negatives", None),
         cache=config.paths.cache,
     )
-    with console.status(f"Preparing {config.data.name} …"):
-        store = data.store
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(f"Preparing {config.data.name}", total=len(STAGES))
+        data.prepare_data(
+            lambda stage: bar.update(task, advance=1, description=f"Preparing {config.data.name}: {stage}")
+        )
+    store = data.store
     console.print(run_folder.card_table(store.card))
     log.info("%s on %s, seed %d, in %s", config.model.name, config.data.name, config.seed, folder)
     model = _model(config, store)

@@ -30,7 +30,7 @@ from deepinterest.config import (
 )
 from deepinterest.data import sources, store
 from deepinterest.data.datamodule import InteractionData
-from deepinterest.data.store import Store
+from deepinterest.data.store import STAGES, Store, prepare
 from deepinterest.errors import UserError
 
 SMALL = SyntheticConfig(users=120, events_per_user=12)
@@ -264,3 +264,11 @@ def test_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     taken: Callable[[str], Path] = lambda name: tmp_path / name  # noqa: E731
     monkeypatch.setattr(store, "user_cache_path", taken)
     assert store.prepare(SMALL, LeaveLastOutConfig(), None).parent == tmp_path / "deepinterest"
+
+
+def test_every_stage_of_preparing_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    prepare(SMALL, LeaveLastOutConfig(), str(tmp_path), told.append)
+    assert told == list(STAGES)
+    prepare(SMALL, LeaveLastOutConfig(), str(tmp_path), told.append)
+    assert len(told) == len(STAGES)  # the second time it is there already

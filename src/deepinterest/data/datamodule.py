@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import lightning as L
 
 from deepinterest.config import DataConfig, NegativesConfig, ProtocolConfig, Refresh
@@ -38,8 +40,9 @@ class InteractionData(L.LightningDataModule):
             self._store = load(prepare(self.data, self.protocol, self.cache))
         return self._store
 
-    def prepare_data(self) -> None:
-        prepare(self.data, self.protocol, self.cache)
+    def prepare_data(self, stage: Callable[[str], object] = lambda name: None) -> None:
+        """Prepare the data set if it isn't in the cache; `stage` hears each step as it begins."""
+        prepare(self.data, self.protocol, self.cache, stage)
 
     def train_dataloader(self) -> BatchLoader:
         if self._training is None:  # one loader for the run: it counts its epochs

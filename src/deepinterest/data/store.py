@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -31,6 +32,7 @@ from deepinterest.data.protocols import MINIMUM_EVENTS, SPLITS, split
 from deepinterest.data.vocabulary import Vocabulary
 from deepinterest.errors import UserError
 
+STAGES = ("reading events", "splitting", "drawing negatives", "building vocabularies", "probing", "writing")
 SAMPLE_ARRAYS = ("user", "history_end", "candidate_offsets", "candidates", "label")
 
 
@@ -60,8 +62,13 @@ class Store:
         return str(self.card["vocabulary_hash"])
 
 
-def prepare(data: DataConfig, protocol: ProtocolConfig, cache: str | None) -> Path:
-    """The folder of the prepared data set; made if it isn't there.
+def prepare(
+    data: DataConfig,
+    protocol: ProtocolConfig,
+    cache: str | None,
+    stage: Callable[[str], object] = lambda name: None,
+) -> Path:
+    """The folder of the prepared data set; made if it isn't there. `stage` hears each of STAGES as it begins.
 
     Raises UserError for whatever is wrong with the source, and for a cache folder that can't be written.
     """
@@ -82,7 +89,7 @@ def prepare(data: DataConfig, protocol: ProtocolConfig, cache: str | None) -> Pa
             if not (folder / "card.json").is_file():
                 beside = Path(tempfile.mkdtemp(prefix=".preparing-", dir=root))
                 try:
-                    _write(beside, data, protocol)
+                    _write(beside, data, protocol, stage)
                     os.replace(beside, folder)
                 finally:
                     shutil.rmtree(beside, ignore_errors=True)
@@ -116,7 +123,8 @@ def load(folder: Path) -> Store:
     )
 
 
-def _write(folder: Path, data: DataConfig, protocol: ProtocolConfig) -> None:
+def _write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Callable[[str], object]) -> None:
+    stage("reading events")
     events = sources.load(data)
     fewest = MINIMUM_EVENTS.get(protocol.name, 2)
     kept = events.frame.filter(pl.len().over("user") >= fewest)
@@ -128,7 +136,9 @@ def _write(folder: Path, data: DataConfig, protocol: ProtocolConfig) -> None:
         )
     events.frame = kept
     log, items, users = Log.of(events)
+    stage("splitting")
     cut = split(log, protocol, data.seed)
+    stage("drawing negatives")
     sampler = NegativeSampler(log, cut.seen, protocol.negatives)
     samples = {}
     for number, name in enumerate(SPLITS):
@@ -137,6 +147,7 @@ def _write(folder: Path, data: DataConfig, protocol: ProtocolConfig) -> None:
         samples[name] = Samples.of_targets(log, cut.targets[name], negatives)
 
     # Vocabularies hold training's values only; an item they lack keeps its features.
+    stage("building vocabularies")
     per_item = kept.group_by("item").agg(pl.col(name).first() for name in events.item_features)
     per_item = pl.DataFrame({"item": items}).join(per_item, on="item", how="left", maintain_order="left")
     training = kept.filter(pl.Series(cut.seen))
@@ -147,6 +158,7 @@ def _write(folder: Path, data: DataConfig, protocol: ProtocolConfig) -> None:
     user_vocabulary = Vocabulary.build(training["user"])
     user_catalogue = np.concatenate([[0], user_vocabulary.encode(users)]).astype(np.int32)[:, None]
 
+    stage("probing")
     category = catalogue[:, 1] if events.item_features else None
     probes = probe_scores(log, cut.seen, samples["test"], category, protocol.max_history)
     if isinstance(data, SyntheticConfig) and protocol.negatives.distribution is Distribution.popularity:
@@ -182,6 +194,7 @@ def _write(folder: Path, data: DataConfig, protocol: ProtocolConfig) -> None:
         **{f"{name}_{part}": getattr(s, part) for name, s in samples.items() for part in SAMPLE_ARRAYS},
         **{f"probe_{name}": score for name, score in probes.items()},
     }
+    stage("writing")
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)
     per_item.write_parquet(folder / "items.parquet")
