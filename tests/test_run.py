@@ -377,3 +377,14 @@ def test_two_processes(small: Callable[..., list[str]], trained: dict[str, Run],
     assert result.stdout.count("run folder:") == 1
     assert (folder / "csv" / "metrics.csv").is_file()
     assert (result.stdout + result.stderr).count("Data card") == 1
+
+
+def test_evaluation_and_decay_settings_reach_the_run(go: Callable[..., Run], tmp_path: Path) -> None:
+    # Two epochs: the decay acts from the second on. Validation is its only choice of a checkpoint.
+    common = ("trainer.max_epochs=2", "trainer.validations_per_epoch=1", "trainer.patience=null")
+    plain = go("dnn", tmp_path / "plain", *common).metrics
+    binned = go("dnn", tmp_path / "binned", *common, "evaluation.ece_bins=1", "evaluation.gauc_weights=clicks").metrics
+    decayed = go("dnn", tmp_path / "decayed", *common, "optimizer.lr_decay=0.01").metrics
+    assert binned["test/auc"] == plain["test/auc"]
+    assert binned["test/ece"] < plain["test/ece"]  # one bin sees the mean alone
+    assert decayed["test/logloss"] != plain["test/logloss"]

@@ -250,7 +250,6 @@ class TrainerConfig:
     accelerator: str = "auto"
     devices: int | str = ranged(1, low=-1)  # -1 or auto takes all
     strategy: str = "auto"
-    num_nodes: int = ranged(1, low=1)
     precision: str = "32-true"
     max_epochs: int = ranged(2, low=1)
     max_steps: int | None = ranged(None, low=1)
@@ -259,7 +258,6 @@ class TrainerConfig:
     batch_size: int = ranged(256, low=1)  # rows
     eval_batch_size: int = ranged(4096, low=1)
     threads: int | None = ranged(None, low=1)  # torch threads; null leaves torch's choice
-    deterministic: bool = False
     progress: bool = True
 
 

@@ -179,13 +179,11 @@ def _trainer(
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
-        num_nodes=config.num_nodes,
         strategy=config.strategy,
         precision=config.precision,  # type: ignore[arg-type]
         max_epochs=config.max_epochs,
         max_steps=config.max_steps or -1,
         val_check_interval=interval,
-        deterministic=config.deterministic,
         num_sanity_val_steps=0,
         log_every_n_steps=LOG_EVERY,
         use_distributed_sampler=False,  # it would pad evaluation; the loader shards by itself

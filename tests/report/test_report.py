@@ -12,12 +12,11 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from rich.console import Console
 
 from deepinterest.errors import UserError
 from deepinterest.report import plots
 from deepinterest.report.__main__ import main
-from deepinterest.report.table import collect, compare, results_table, sweep_table
+from deepinterest.report.table import collect, compare, results_table
 from deepinterest.training import scores
 
 
@@ -75,9 +74,6 @@ def test_settings_never_share_a_row(tmp_path: Path) -> None:
     assert "| din (optimizer.lr=0.1) |" in text
     assert "| din (optimizer.lr=0.2) |" in text
     assert "has 2 settings on this split" in text
-    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(sweep_table(runs))
-    assert "optimizer.lr=0.2" in console.export_text()
 
 
 def test_repeated_seed_counts_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Results of run folders as tables: Markdown for a page, rich for the terminal.
+"""Results of run folders as Markdown tables.
 
 A run folder holds `metrics.json` (flat numbers), `data_card.json`, `config.yaml` (resolved) and `predictions.parquet`
 (user, item, label, probability). Only runs on the very same split share a table.
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from omegaconf import OmegaConf
-from rich.table import Table
 
 from deepinterest.errors import UserError
 from deepinterest.training.scores import Difference, WeightedAuc, auc_difference
@@ -23,7 +22,7 @@ from deepinterest.training.scores import Difference, WeightedAuc, auc_difference
 # Settings that may differ between the seeds of one row: they change where and when a run ran, not what it is.
 CIRCUMSTANCES = (
     *("seed", "task", "checkpoint", "paths", "logger"),
-    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "threads", "progress")),
+    *(f"trainer.{name}" for name in ("accelerator", "devices", "threads", "progress")),
 )
 COLUMNS = {"AUC": "test/auc", "GAUC": "test/gauc", "logloss": "test/logloss", "seconds": "seconds"}
 
@@ -69,33 +68,6 @@ def results_table(runs: Sequence[Run], baseline: str | None = None) -> str:
         known = ", ".join(sorted({run.model for run in runs}))
         raise UserError(f"The baseline {baseline!r} has no run here; the models are: {known}.")
     return "\n\n".join(_block(blocks[key], baseline) for key in sorted(blocks)) + "\n"
-
-
-def sweep_table(runs: Sequence[Run]) -> Table:
-    """A row per run for the terminal, best AUC first within each split, with the settings that differ."""
-    table = Table(title="Runs")
-    for name in ("split", "model", "settings", "seed"):
-        table.add_column(name, overflow="fold")
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
-    table.add_column("folder", overflow="fold")
-    labels = {run.folder: label for split in _splits(runs) for label, rows in _variants(split).items() for run in rows}
-
-    def order(run: Run) -> tuple[str, str, float]:
-        auc = run.metrics.get(COLUMNS["AUC"], float("nan"))
-        return run.protocol, run.split, float("inf") if np.isnan(auc) else -auc
-
-    previous: tuple[str, str] | None = None
-    for run in sorted(runs, key=order):
-        if previous not in (None, (run.protocol, run.split)):
-            table.add_section()
-        previous = (run.protocol, run.split)
-        numbers = [_spread([run], name) for name in COLUMNS]
-        settings = labels[run.folder].removeprefix(run.model).strip(" ()")
-        # Text, not markup: a list of layers looks like a style to rich.
-        cells = [f"{run.protocol} {run.split[:8]}", run.model, settings, str(run.seed), *numbers, run.folder.name]
-        table.add_row(*(cell.replace("[", r"\[") for cell in cells))
-    return table
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
