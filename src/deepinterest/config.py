@@ -47,9 +47,9 @@ class AttentionUpdate(Enum):
     paper = "paper"  # write gate a (1-u) : a step is never larger than the plain GRU's
 
 
-class InputNorm(Enum):
-    running = "running"  # batch norm with running statistics
-    frozen = "frozen"  # the published code's: an affine layer, its statistics never move
+class Ties(Enum):
+    random = "random"  # a seeded random order: a file's own order can give the answer away
+    file = "file"  # the order of the file, as in the published code
 
 
 class GaucWeights(Enum):
@@ -68,6 +68,7 @@ class LoggerMode(Enum):
 class Task(Enum):
     train = "train"  # fit, then test the best checkpoint once
     test = "test"  # test a checkpoint
+    export_reference = "export_reference"  # write the rows of protocol=last_event in the published layout
 
 
 def ranged(default: Any, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
@@ -89,6 +90,8 @@ class DataConfig:
     seed: int = ranged(0, low=0)  # of everything drawn when data are prepared: ties, samples, negatives
     limit_users: int | None = ranged(None, low=1)  # keep a seeded sample of so many users
     min_item_count: int = ranged(1, low=1)  # items with fewer training events share the unknown id 0
+    core: int = ranged(1, low=1)  # keep users and items with at least so many events each, iterated: 5 for a 5-core
+    ties: Ties = Ties.random  # order of a user's events at one time
 
 
 @dataclass
@@ -129,6 +132,15 @@ class EventFileConfig(DataConfig):
 
 
 @dataclass
+class ReferenceDataConfig(DataConfig):
+    """Files of the published pipeline: a folder with `item-info`, `reviews-info` and so on, or a tar of it."""
+
+    name: str = "reference"
+    path: str = MISSING
+    ties: Ties = Ties.file
+
+
+@dataclass
 class SyntheticConfig(DataConfig):
     """Users whose interests walk along rings of categories: the best reachable AUC is known."""
 
@@ -156,6 +168,7 @@ class NegativesConfig:
     per_positive: int = ranged(1, low=1)
     refresh: Refresh = Refresh.once  # of training negatives: drawn once, or anew each epoch
     time_window: float = ranged(0.001, above=0, high=1)  # time_matched: share of all events on either side
+    whole_pool: bool = False  # quirks.whole_pool; conf/ sets it
 
 
 @dataclass
@@ -193,6 +206,21 @@ class LeaveLastOutConfig(ProtocolConfig):
     name: str = "leave_last_out"
 
 
+@dataclass
+class LastEventConfig(ProtocolConfig):
+    """The DIEN paper's: each user's last event is the only target, and users are split, not time.
+
+    `targets_per_user` has no effect here: `train_targets` says which events of a training user are targets.
+    """
+
+    name: str = "last_event"
+    train_targets: int = ranged(1, low=1)  # of each training user, its last ones; the published code takes one
+    max_history: int = ranged(100, low=1)
+    negatives: NegativesConfig = field(default_factory=lambda: NegativesConfig(exclude=Exclude.positive))
+    test_share: float = ranged(0.1, above=0, high=0.9)  # of the users
+    validation_share: float = ranged(0.05, above=0, high=0.9)  # of the users that are left
+
+
 # --------------------------------------------------------------------------------------------------------------- model
 
 
@@ -204,12 +232,21 @@ class ModelConfig:
     embedding_dim: int = ranged(18, low=1)  # of each feature
     use_user: bool = False  # an embedding of the user: it memorises (docs/architecture.md)
     mlp: list[int] = ranged([200, 80], low=1)
-    input_norm: InputNorm = InputNorm.running
 
 
 @dataclass
 class DNNConfig(ModelConfig):
     name: str = "dnn"
+
+
+@dataclass
+class WideDeepConfig(ModelConfig):
+    name: str = "wide_deep"
+
+
+@dataclass
+class PNNConfig(ModelConfig):
+    name: str = "pnn"
 
 
 @dataclass
@@ -219,15 +256,85 @@ class DINConfig(ModelConfig):
 
 
 @dataclass
-class DIENConfig(ModelConfig):
-    name: str = "dien"
+class RecurrentConfig(ModelConfig):
+    """What the networks share that read the history with a GRU and attend to its states."""
+
     hidden: int = ranged(36, low=1)
     attention: list[int] = ranged([80, 40], low=1)
     reset_gate: ResetGate = ResetGate.before
+
+
+@dataclass
+class GRUAttentionConfig(RecurrentConfig):
+    name: str = "gru_attention"
+
+
+@dataclass
+class AIGRUConfig(RecurrentConfig):
+    name: str = "aigru"
+
+
+@dataclass
+class AGRUConfig(RecurrentConfig):
+    name: str = "agru"
+
+
+@dataclass
+class AUGRUConfig(RecurrentConfig):
+    name: str = "augru"
     attention_update: AttentionUpdate = AttentionUpdate.code
+
+
+@dataclass
+class DIENConfig(AUGRUConfig):
+    name: str = "dien"
     aux_weight: float = ranged(2.0, low=0)
     aux_net: list[int] = ranged([100, 50], low=1)
     aux_negatives: NegativesConfig = field(default_factory=lambda: NegativesConfig(exclude=Exclude.positive))
+
+
+# -------------------------------------------------------------------------------------------------------------- quirks
+
+
+@dataclass
+class Quirks:
+    """What the published code does and the defaults don't; `reference=true` switches all on.
+
+    `reference=true quirks.batch_dice=false` corrects one of them. Numbers are those of docs/reference.md, which says
+    what each costs.
+    """
+
+    # (2) Every network reads an embedding of the user. Users' tables only memorise, so the default has none.
+    user_embedding: bool = False
+    # (2) A user training never saw reads the row of the first training user. The default keeps a row for the unknown.
+    first_user_for_unknown: bool = False
+    # (3) The checkpoint is chosen on the test rows, no user is held out for validation, and the best test score is what
+    # is told. The default chooses on validation rows and reads the test rows once.
+    best_of_test: bool = False
+    # (5) Negatives are drawn among all events of the log. The default draws among those training may learn from.
+    whole_pool: bool = False
+    # (7) The norm before the MLP is an affine layer: its statistics stay 0 and 1. The default's are running ones.
+    frozen_norm: bool = False
+    # (8) Dice normalises by the batch also in evaluation, so a score depends on its batch. The default's are running.
+    batch_dice: bool = False
+    # (9) The history's sum has the embedding of id 0 added for each padded position. The default has no padding.
+    padded_sum: bool = False
+    # (13) The auxiliary loss is averaged over padded positions too. The default's mean is over real ones.
+    padded_auxiliary: bool = False
+    # (13) The loss is half of what it is by default: half the cross-entropy plus aux_weight/2 times the auxiliary loss.
+    half_loss: bool = False
+    # (14) Probabilities get 1e-8 added before the logarithm. The default computes the losses from logits.
+    epsilon: bool = False
+    # (15) max_history cuts training histories only. The default cuts all.
+    truncate_training_only: bool = False
+    # (16) Rows keep the file's order, apart from sorting each run of 20 batches by length of history. The default
+    # shuffles, and keeps a positive with its negatives.
+    length_sorted: bool = False
+    # (18) The checkpoint is chosen by the published AUC routine, a little low and unaware of ties, which is told as
+    # published_auc beside the exact one. The default chooses by the exact AUC.
+    published_auc: bool = False
+    # Adam as TensorFlow writes it: eps isn't divided by the root of the bias correction. The default is torch's.
+    tensorflow_adam: bool = False
 
 
 # ------------------------------------------------------------------------------------------------ optimizer and trainer
@@ -254,6 +361,7 @@ class TrainerConfig:
     max_epochs: int = ranged(2, low=1)
     max_steps: int | None = ranged(None, low=1)
     validations_per_epoch: int = ranged(3, low=1)
+    validate_every: int | None = ranged(None, low=1)  # steps; null: validations_per_epoch
     patience: int | None = ranged(3, low=1)  # stop when so many validations in a row bring no better AUC; null never
     batch_size: int = ranged(256, low=1)  # rows
     eval_batch_size: int = ranged(4096, low=1)
@@ -295,6 +403,8 @@ class ExperimentConfig:
     data: Any = MISSING
     protocol: Any = MISSING
     model: Any = MISSING
+    reference: bool = False  # all quirks of the published code at once
+    quirks: Quirks = field(default_factory=Quirks)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: Any = MISSING
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -306,9 +416,24 @@ class ExperimentConfig:
 
 LOGGERS = ("wandb", "csv", "tensorboard", "none")
 SCHEMAS: dict[str, dict[str, type]] = {
-    "data": {"completejourney": CompleteJourneyConfig, "events": EventFileConfig, "synthetic": SyntheticConfig},
-    "protocol": {"temporal": TemporalConfig, "leave_last_out": LeaveLastOutConfig},
-    "model": {"dnn": DNNConfig, "din": DINConfig, "dien": DIENConfig},
+    "data": {
+        "completejourney": CompleteJourneyConfig,
+        "events": EventFileConfig,
+        "reference": ReferenceDataConfig,
+        "synthetic": SyntheticConfig,
+    },
+    "protocol": {"temporal": TemporalConfig, "leave_last_out": LeaveLastOutConfig, "last_event": LastEventConfig},
+    "model": {
+        "dnn": DNNConfig,
+        "wide_deep": WideDeepConfig,
+        "pnn": PNNConfig,
+        "din": DINConfig,
+        "gru_attention": GRUAttentionConfig,
+        "aigru": AIGRUConfig,
+        "agru": AGRUConfig,
+        "augru": AUGRUConfig,
+        "dien": DIENConfig,
+    },
     "trainer": {"trainer": TrainerConfig},
     "logger": {"logger": LoggerConfig},
 }
@@ -335,7 +460,8 @@ def typed(config: DictConfig) -> ExperimentConfig:
     _check_keys(config, "")
     missing = sorted(OmegaConf.missing_keys(config))
     if "data.path" in missing:
-        raise UserError("data.path is missing: name the event file, data.path=clicks.parquet")
+        what = "folder or tar of the published layout" if config.data.name == "reference" else "event file"
+        raise UserError(f"data.path is missing: name the {what}, data.path=...")
     if missing:
         raise UserError(f"{missing[0]} is missing: give it a value, {missing[0]}=...")
     experiment = OmegaConf.to_object(config)

@@ -2,34 +2,53 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from deepinterest.config import (
+    AGRUConfig,
+    AIGRUConfig,
     AttentionUpdate,
+    AUGRUConfig,
     DIENConfig,
     DINConfig,
     DNNConfig,
-    InputNorm,
+    GRUAttentionConfig,
     ModelConfig,
+    PNNConfig,
+    Quirks,
+    RecurrentConfig,
     ResetGate,
+    WideDeepConfig,
 )
 from deepinterest.data.batch import Batch
-from deepinterest.models import DIEN, DIN, DNN, Network, build
+from deepinterest.models import DIEN, NETWORKS, AttentionNetwork, Network, build
 from deepinterest.nn.embedding import Features
+from deepinterest.nn.recurrent import AttentionGRU, Update
 
 ITEMS, CATEGORIES, USERS = 30, 7, 9
-CONFIGS: list[ModelConfig] = [
-    DNNConfig(),
-    DNNConfig(use_user=True, input_norm=InputNorm.frozen),
-    DINConfig(),
-    DIENConfig(),
-    DIENConfig(use_user=True, reset_gate=ResetGate.after, attention_update=AttentionUpdate.paper, hidden=20),
-]
-every_network = pytest.mark.parametrize("config", CONFIGS, ids=["dnn", "dnn-user", "din", "dien", "dien-user-paper"])
+PUBLISHED: list[ModelConfig] = [
+    DNNConfig(), WideDeepConfig(), PNNConfig(), DINConfig(),
+    GRUAttentionConfig(), AIGRUConfig(), AGRUConfig(), AUGRUConfig(), DIENConfig(),
+]  # fmt: skip
+VARIANTS: dict[str, ModelConfig] = {
+    "dnn-user": DNNConfig(use_user=True),
+    "dien-user-paper": DIENConfig(
+        use_user=True, reset_gate=ResetGate.after, attention_update=AttentionUpdate.paper, hidden=20
+    ),
+    "gru_attention-narrow": GRUAttentionConfig(reset_gate=ResetGate.after, hidden=20),
+    "aigru-narrow": AIGRUConfig(hidden=20),
+}
+CONFIGS = {config.name: config for config in PUBLISHED} | VARIANTS
+ALL_QUIRKS = Quirks(**{quirk.name: True for quirk in fields(Quirks)})
+
+published_networks = pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: config.name)
+every_network = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+both_modes = pytest.mark.parametrize("quirks", [Quirks(), ALL_QUIRKS], ids=["default", "reference"])
 
 
 def features() -> Features:
@@ -39,9 +58,9 @@ def features() -> Features:
     return Features(torch.stack([torch.arange(ITEMS), categories], dim=1), [ITEMS, CATEGORIES], users, [USERS])
 
 
-def network(config: ModelConfig, seed: int = 1) -> Network:
+def network(config: ModelConfig, quirks: Quirks | None = None, seed: int = 1) -> Network:
     torch.manual_seed(seed)
-    return build(features(), config)
+    return build(features(), config, quirks)
 
 
 def random_batch(lengths: list[int], candidates: list[int], seed: int = 0, negatives: int = 2) -> Batch:
@@ -90,28 +109,92 @@ def total_loss(model: Network, batch: Batch) -> Tensor:
     return loss if prediction.auxiliary_loss is None else loss + prediction.auxiliary_loss
 
 
-def steady(config: ModelConfig) -> Network:
+def steady(config: ModelConfig, quirks: Quirks | None = None) -> Network:
     """A network in evaluation mode whose weights are large enough that differences show."""
-    model = network(config)
+    model = network(config, quirks)
     with torch.no_grad():
         for table in model.embeddings:
             table.weight.normal_()
     return model.eval()
 
 
-def test_build_by_name() -> None:
-    assert [type(network(c)) for c in (DNNConfig(), DINConfig(), DIENConfig())] == [DNN, DIN, DIEN]
-    with pytest.raises(ValueError, match="choose dnn, din or dien"):
-        build(features(), ModelConfig(name="wide"))
-
-
-@pytest.mark.parametrize(("config", "dense"), [(DNNConfig(), 34902), (DINConfig(), 64327), (DIENConfig(), 94059)])
-def test_parameter_counts_of_the_published_networks(config: ModelConfig, dense: int) -> None:
-    config.use_user = True
+@published_networks
+def test_build_by_type_of_config(config: ModelConfig) -> None:
     model = network(config)
-    tables = {id(table.weight) for table in model.embeddings}
-    assert len(tables) == 3
-    assert sum(p.numel() for p in model.parameters() if id(p) not in tables) == dense
+    assert type(model) is NETWORKS[type(config)]
+    assert type(model).__name__.lower() == config.name.replace("_", "")
+    assert model.epsilon == (0.0 if config.name == "wide_deep" else 1e-8)
+
+
+def test_build_refuses_an_unknown_config() -> None:
+    class MyConfig(DNNConfig):
+        pass
+
+    names = "dnn, wide_deep, pnn, din, gru_attention, aigru, agru, augru, dien"
+    for config in (ModelConfig(name="wide"), MyConfig()):
+        with pytest.raises(ValueError, match=f"{type(config).__name__}.*'{config.name}'.*one of {names}$"):
+            build(features(), config)
+
+
+COUNTS = {
+    "dnn": (34_902, 16_462_494),
+    "wide_deep": (35_120, 16_462_712),
+    "pnn": (42_174, 16_469_766),
+    "din": (64_327, 16_491_919),
+    "gru_attention": (81_463, 16_509_055),
+    "aigru": (81_463, 16_509_055),
+    "agru": (81_463, 16_509_055),
+    "augru": (81_463, 16_509_055),
+    "dien": (94_059, 16_521_651),
+}
+
+
+@published_networks
+def test_parameter_counts_of_the_published_networks_on_books(config: ModelConfig) -> None:
+    """The specification's section 0.2; nothing is allocated."""
+    with torch.device("meta"):
+        items, users = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
+        books = Features(items, [367_983, 1_601], users, [543_060])
+        model = build(books, config, Quirks(user_embedding=True, frozen_norm=True))
+    tables = sum(table.weight.numel() for table in model.embeddings)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert (total - tables, total) == COUNTS[config.name]
+
+
+@published_networks
+def test_with_all_quirks_no_statistics_are_kept(config: ModelConfig) -> None:
+    def statistics(quirks: Quirks) -> int:
+        return sum("running" in name for name in network(config, quirks).state_dict())
+
+    dice = not isinstance(config, DNNConfig | WideDeepConfig | PNNConfig)
+    assert statistics(ALL_QUIRKS) == 0
+    assert statistics(Quirks()) == (6 if dice else 2)  # mean and variance of the norm and of each Dice
+    assert statistics(Quirks(frozen_norm=True)) == (4 if dice else 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "update"),
+    [
+        (AGRUConfig(), "agru"),
+        (AUGRUConfig(), AttentionUpdate.code),
+        (AUGRUConfig(attention_update=AttentionUpdate.paper), AttentionUpdate.paper),
+        (DIENConfig(), AttentionUpdate.code),
+        (DIENConfig(attention_update=AttentionUpdate.paper), AttentionUpdate.paper),
+    ],
+)
+@pytest.mark.parametrize("reset", list(ResetGate))
+def test_evolution_is_the_cell_of_the_config(config: RecurrentConfig, update: Update, reset: ResetGate) -> None:
+    config.reset_gate = reset
+    evolution = network(config).get_submodule("evolution")
+    assert isinstance(evolution, AttentionGRU)
+    assert (evolution.update, evolution.reset_gate) == (update, reset)
+
+
+def test_user_embedding_is_a_setting_or_a_quirk() -> None:
+    assert network(DNNConfig()).users is None
+    assert network(DNNConfig(use_user=True)).users is not None
+    assert network(DNNConfig(), Quirks(user_embedding=True)).users is not None
+    assert network(DNNConfig(use_user=True), Quirks(user_embedding=True)).user_width == 18
 
 
 @every_network
@@ -127,9 +210,10 @@ def test_a_score_depends_on_its_row_only(
 
 
 @every_network
+@both_modes
 @pytest.mark.parametrize("lengths", [[0], [0, 0, 0], [1], [1, 1], [0, 1, 0], [2, 0, 1]])
-def test_short_histories(config: ModelConfig, lengths: list[int]) -> None:
-    model = network(config)
+def test_short_histories(config: ModelConfig, quirks: Quirks, lengths: list[int]) -> None:
+    model = network(config, quirks)
     for candidates in (1, 2):
         batch = random_batch(lengths, [candidates] * len(lengths))
         model.zero_grad()
@@ -140,13 +224,16 @@ def test_short_histories(config: ModelConfig, lengths: list[int]) -> None:
             assert parameter.grad is not None, name
             gradient = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
             assert gradient.isfinite().all(), name
-        assert model.eval()(batch).logit.isfinite().all()
+        logit = model.eval()(batch).logit
+        assert logit.shape == (len(batch),)
+        assert logit.isfinite().all()
         model.train()
 
 
 @every_network
-def test_every_parameter_gets_a_gradient(config: ModelConfig) -> None:
-    model = network(config)
+@both_modes
+def test_every_parameter_gets_a_gradient(config: ModelConfig, quirks: Quirks) -> None:
+    model = network(config, quirks)
     total_loss(model, random_batch([6, 2, 9, 4], [3, 3, 3, 3])).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -175,13 +262,14 @@ def test_overfits_32_rows(config: ModelConfig) -> None:
 
 
 @every_network
-def test_save_and_reload(config: ModelConfig) -> None:
-    model, batch = network(config), mixed_batch()
+@both_modes
+def test_save_and_reload(config: ModelConfig, quirks: Quirks) -> None:
+    model, batch = network(config, quirks), mixed_batch()
     model(batch)  # moves the running statistics
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-    other = network(config, seed=2)
+    other = network(config, quirks, seed=2)
     other.load_state_dict(torch.load(file))
     assert torch.equal(model.eval()(batch).logit, other.eval()(batch).logit)
 
@@ -195,12 +283,12 @@ def test_same_seed_same_output(config: ModelConfig) -> None:
 
 
 @every_network
-def test_order_of_a_history_matters_to_dien_only(config: ModelConfig) -> None:
+def test_order_of_a_history_matters_to_recurrent_networks_only(config: ModelConfig) -> None:
     model, batch = steady(config), random_batch([6], [3])
     straight = model(batch).logit
     batch.history = batch.history.flip(0)
     difference = (model(batch).logit - straight).abs().max()
-    assert difference > 1e-4 if isinstance(config, DIENConfig) else difference < 1e-5
+    assert difference > 1e-4 if isinstance(config, RecurrentConfig) else difference < 1e-5
 
 
 @every_network
@@ -214,29 +302,134 @@ def test_auxiliary_loss(config: ModelConfig) -> None:
     assert model.eval()(batch).auxiliary_loss is None
 
 
-@pytest.mark.parametrize("config", [DINConfig(), DIENConfig()], ids=["din", "dien"])
+@every_network
 def test_attention_weights(config: ModelConfig) -> None:
     model, batch = steady(config), mixed_batch()
-    assert isinstance(model, DIN | DIEN)
+    assert isinstance(model, AttentionNetwork) == hasattr(config, "attention")
+    if not isinstance(model, AttentionNetwork):
+        assert not hasattr(model, "attention_weights")
+        return
+    used: list[Tensor] = []
+    model.attention.register_forward_hook(lambda _, __, output: used.append(output))
+    model(batch)
     weights, pairs = model.attention_weights(batch)
+    assert torch.equal(weights, used[0])  # those the score was made with
     lengths = batch.offsets.diff()[batch.history_index].tolist()
     for of_candidate, length in zip(weights.split(lengths), lengths, strict=True):
         assert of_candidate.sum().item() == pytest.approx(1.0 if length else 0.0, abs=1e-6)
     assert len(pairs.event) == sum(lengths)
 
 
-def test_dien_evolves_each_candidate_on_its_own() -> None:
-    model, batch = steady(DIENConfig()), random_batch([4], [2])
-    assert isinstance(model, nn.Module)
-    first, second = model(batch).logit.tolist()
-    assert first != pytest.approx(second, abs=1e-5)
+@pytest.mark.parametrize("config", [AIGRUConfig(), AGRUConfig(), AUGRUConfig(), DIENConfig()], ids=lambda c: c.name)
+def test_interest_evolves_for_each_candidate_on_its_own(config: ModelConfig) -> None:
+    model, batch = steady(config), random_batch([4], [2])
+    final: list[Tensor] = []
+    evolution = model.get_submodule("evolution")
+    evolution.register_forward_hook(
+        lambda _, __, output: final.append(output[1] if isinstance(output, tuple) else output)
+    )
+    model(batch)
+    assert final[0].shape == (2, 36)
+    assert (final[0][0] - final[0][1]).abs().max() > 1e-4
+
+
+def test_second_gru_of_gru_attention_runs_once_a_history() -> None:
+    model, batch = steady(GRUAttentionConfig()), random_batch([4, 2], [3, 3])
+    events: list[int] = []
+    model.get_submodule("evolution").register_forward_hook(lambda _, inputs, __: events.append(len(inputs[0])))
+    model(batch)
+    assert events == [6]
+
+
+def test_aigru_reads_the_states_times_their_attention() -> None:
+    model, batch = steady(AIGRUConfig()), random_batch([3], [1])
+    seen: list[Tensor] = []
+    model.get_submodule("evolution").register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    model(batch)
+    assert isinstance(model, AttentionNetwork)
+    (history,) = model.items(batch.history)
+    weights, _ = model.attention_weights(batch)
+    torch.testing.assert_close(seen[0], weights.unsqueeze(1) * model.interests(history, batch.offsets))
+
+
+def test_augru_is_dien_without_the_auxiliary_loss() -> None:
+    dien, augru, batch = steady(DIENConfig()), steady(AUGRUConfig()), mixed_batch()
+    shared = {name: value for name, value in dien.state_dict().items() if not name.startswith("auxiliary.")}
+    augru.load_state_dict(shared)
+    assert torch.equal(dien(batch).logit, augru(batch).logit)
+    agru = steady(AGRUConfig())
+    agru.load_state_dict(shared)
+    assert (dien(batch).logit - agru(batch).logit).abs().max() > 1e-5
+
+
+def test_wide_part_is_added_to_the_deep_logit() -> None:
+    model, dnn, batch = steady(WideDeepConfig()), steady(DNNConfig()), mixed_batch()
+    dnn.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith("wide.")})
+    history, q = model.items(batch.history, batch.candidates)
+    S = torch.stack([history[int(a) : int(b)].sum(0) for a, b in zip(batch.offsets, batch.offsets[1:], strict=False)])
+    S = S[batch.history_index]
+    z = model.get_submodule("wide")(torch.cat([q, S, q * S], dim=1))
+    assert z.abs().max() > 0.1
+    torch.testing.assert_close(model(batch).logit, dnn(batch).logit + z[:, 0] - z[:, 1])
+
+
+@published_networks
+def test_a_longer_row_changes_the_other_scores_with_quirks_only_b8(config: ModelConfig) -> None:
+    long = random_batch([4, 2, 9], [2, 2, 2])
+    short = reordered(long, [0, 1])
+
+    def change(quirks: Quirks) -> float:
+        model = steady(config, quirks)
+        return (model(long).logit[:4] - model(short).logit).abs().max().item()
+
+    dice = not isinstance(config, DNNConfig | WideDeepConfig | PNNConfig)
+    assert change(Quirks()) < 1e-5
+    assert change(ALL_QUIRKS) > 1e-3
+    assert change(Quirks(padded_sum=True)) > 1e-3
+    assert (change(Quirks(batch_dice=True)) > 1e-3) == dice
+    others = {"padded_sum": False, "batch_dice": False}
+    assert change(Quirks(**{quirk.name: others.get(quirk.name, True) for quirk in fields(Quirks)})) < 1e-5
+
+
+def test_padded_sum_by_hand() -> None:
+    model, batch = steady(DNNConfig(), Quirks(padded_sum=True)), random_batch([2, 0, 3], [1, 2, 1])
+    batch.history = torch.tensor([4, 5, 6, 7, 8])
+    history, unknown = model.items(batch.history, torch.tensor([0]))
+    of_history = [history[:2].sum(0) + unknown[0], 3 * unknown[0], history[2:].sum(0)]
+    expected = torch.stack([of_history[g] for g in (0, 1, 1, 2)])
+    S = model.history_sum(history.detach(), batch)
+    torch.testing.assert_close(S, expected)
+
+    S.sum().backward()  # the padding trains the unknown item: 1 + 3 + 3 + 0 times
+    gradient = model.embeddings[0].weight.grad
+    assert gradient is not None
+    expected_gradient = torch.zeros(ITEMS, 18)
+    expected_gradient[0] = 7
+    assert torch.equal(gradient.to_dense(), expected_gradient)
+
+
+def test_quirks_of_the_auxiliary_loss() -> None:
+    """mixed_batch has 14 steps in 5 histories of at most 9 events: 40 steps with padding."""
+    batch = mixed_batch()
+
+    def loss(quirks: Quirks) -> float:
+        model = network(DIENConfig(), quirks)
+        assert isinstance(model, DIEN)
+        with torch.no_grad():
+            model.auxiliary.rest[-1].bias.copy_(torch.tensor([-40.0, 0]))
+        return model(batch).auxiliary_loss.item()
+
+    assert loss(Quirks()) == pytest.approx(40, abs=2)
+    assert loss(Quirks(padded_auxiliary=True)) == pytest.approx(loss(Quirks()) * 14 / 40)
+    assert loss(Quirks(epsilon=True)) == pytest.approx(18.42, abs=0.01)
 
 
 @every_network
-def test_mixed_precision(config: ModelConfig) -> None:
-    model, batch = network(config), mixed_batch()
+@both_modes
+def test_mixed_precision(config: ModelConfig, quirks: Quirks) -> None:
+    model, batch = network(config, quirks), mixed_batch()
     with torch.autocast("cpu", torch.bfloat16):
         loss = total_loss(model, batch)
     loss.backward()
-    assert loss.item() == pytest.approx(total_loss(network(config), batch).item(), rel=0.05)
+    assert loss.item() == pytest.approx(total_loss(network(config, quirks), batch).item(), rel=0.05)
     assert all(p.grad is not None and p.grad.to_dense().isfinite().all() for p in model.parameters())

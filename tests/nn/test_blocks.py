@@ -1,26 +1,40 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 
-from deepinterest.config import InputNorm
+from deepinterest.config import Quirks
 from deepinterest.nn.attention import TargetAttention
 from deepinterest.nn.auxiliary import AuxiliaryLoss
-from deepinterest.nn.dice import Dice
+from deepinterest.nn.dice import BatchDice, Dice
 from deepinterest.nn.embedding import FeatureEmbedding
 from deepinterest.nn.mlp import BatchNorm, FrozenNorm, Head
 from deepinterest.nn.ragged import Pairs
 
 
-def test_dice_vector_b2() -> None:
-    dice = Dice(2)
+@pytest.mark.parametrize("dice", [Dice(2).train(), BatchDice(2).train(), BatchDice(2).eval()])
+def test_dice_vector_b2(dice: Dice | BatchDice) -> None:
     with torch.no_grad():
         dice.alpha.copy_(torch.tensor([0.0, 0.25]))
     y = dice(torch.tensor([[1.0, -2], [3, 0], [-1, 4]]))
     expected = torch.tensor([[0.5, -0.88337712], [2.31869244, 0], [-0.22710252, 3.37564553]])
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_dice_of_one_row() -> None:
+    dice, x = BatchDice(3), torch.randn(1, 3)
+    torch.testing.assert_close(dice(x), x / 2)  # p = 1/2, alpha 0
+
+
+def test_batch_dice_gradient_goes_through_the_statistics() -> None:
+    dice, x = BatchDice(2).double(), torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    torch.nn.init.normal_(dice.alpha)
+    assert torch.autograd.gradcheck(lambda x, _: dice(x), (x, dice.alpha))
+    (other,) = torch.autograd.grad(dice(x)[0].sum(), x)
+    assert other[1:].abs().min() > 0  # the first row's output moves with every row
 
 
 def test_dice_running_statistics() -> None:
@@ -47,10 +61,23 @@ def test_frozen_norm_vector_b7() -> None:
 
 
 def test_head_is_the_softmax_of_two() -> None:
-    head, x = Head(4, [5, 3], "prelu", InputNorm.frozen), torch.randn(6, 4)
+    head, x = Head(4, [5, 3], "prelu", Quirks(frozen_norm=True)), torch.randn(6, 4)
     assert [type(layer).__name__ for layer in head.layers] == ["FrozenNorm", "Linear", "PReLU", "Linear", "PReLU"]
     expected = head.output(head.layers(x)).softmax(1)[:, 0]
     torch.testing.assert_close(torch.sigmoid(head(x)), expected)
+
+
+@pytest.mark.parametrize(
+    ("quirks", "norm", "dice"),
+    [
+        (None, "BatchNorm", "Dice"),
+        (Quirks(frozen_norm=True), "FrozenNorm", "Dice"),
+        (Quirks(batch_dice=True), "BatchNorm", "BatchDice"),
+    ],
+)
+def test_quirks_of_the_head(quirks: Quirks | None, norm: str, dice: str) -> None:
+    layers = Head(4, [5, 3], "dice", quirks).layers
+    assert [type(layer).__name__ for layer in layers] == [norm, "Linear", dice, "Linear", dice]
 
 
 @pytest.mark.parametrize("project", [False, True])
@@ -78,13 +105,29 @@ def test_attention_needs_projection_for_unequal_widths() -> None:
         TargetAttention(3, 4, [8], project=False)
 
 
-def test_auxiliary_loss_by_hand_b5() -> None:
-    """B5's probabilities, averaged over the three real positions: 0.54532206 * 4 / 3."""
-    loss = AuxiliaryLoss(1, 1, [2])
-    click, other = torch.tensor([0.6, 0.7, 0.8]), torch.tensor([0.4, 0.2, 0.3])
-    loss.logits = lambda *_: torch.stack([click.logit(), other.logit()], dim=1)  # type: ignore[method-assign]
-    value = loss(torch.zeros(5, 1), torch.zeros(5, 1), torch.zeros(5, 1, 1), torch.tensor([0, 3, 5]))
-    assert value.item() == pytest.approx(0.54532206 * 4 / 3, abs=1e-6)
+def auxiliary_loss_of(click: torch.Tensor, other: torch.Tensor, quirks: Quirks) -> float:
+    """The loss of two histories, 3 and 2 events long, whose three steps have these logits."""
+    loss = AuxiliaryLoss(1, 1, [2], quirks)
+    loss.logits = lambda *_: torch.stack([click, other], dim=1)  # type: ignore[method-assign]
+    return loss(torch.zeros(5, 1), torch.zeros(5, 1), torch.zeros(5, 1, 1), torch.tensor([0, 3, 5])).item()
+
+
+@pytest.mark.parametrize("epsilon", [False, True])
+def test_auxiliary_loss_by_hand_b5(epsilon: bool) -> None:
+    """B5 divides by the four positions that two histories of length 3 have; by default by the three real ones."""
+    click, other = torch.tensor([0.6, 0.7, 0.8]).logit(), torch.tensor([0.4, 0.2, 0.3]).logit()
+    padded = auxiliary_loss_of(click, other, Quirks(padded_auxiliary=True, epsilon=epsilon))
+    assert padded == pytest.approx(0.54532206, abs=1e-6)
+    assert auxiliary_loss_of(click, other, Quirks(epsilon=epsilon)) == pytest.approx(0.54532206 * 4 / 3, abs=1e-6)
+
+
+def test_auxiliary_loss_with_epsilon_is_bounded_for_positives_only() -> None:
+    far, even = torch.full((3,), -40.0), torch.zeros(3)
+    coin = math.log(2)
+    assert auxiliary_loss_of(far, even, Quirks()) == pytest.approx(40 + coin)
+    assert auxiliary_loss_of(far, even, Quirks(epsilon=True)) == pytest.approx(-math.log(1e-8) + coin)
+    assert auxiliary_loss_of(even, -far, Quirks()) == pytest.approx(40 + coin)
+    assert auxiliary_loss_of(even, -far, Quirks(epsilon=True)) == math.inf
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -107,13 +150,16 @@ def test_auxiliary_loss_against_a_loop(count: int) -> None:
     torch.testing.assert_close(loss(states, history, negatives, torch.tensor(offsets)), torch.stack(terms).mean())
 
 
-def test_auxiliary_loss_without_positions_is_a_connected_zero() -> None:
-    loss, states = AuxiliaryLoss(3, 4, [7, 5]), torch.randn(2, 3, requires_grad=True)
-    value = loss(states, torch.randn(2, 4), torch.randn(2, 1, 4), torch.tensor([0, 1, 1, 2]))
+@pytest.mark.parametrize("quirks", [Quirks(), Quirks(padded_auxiliary=True), Quirks(epsilon=True)])
+@pytest.mark.parametrize("offsets", [[0, 1, 1, 2], [0, 0]])
+def test_auxiliary_loss_without_positions_is_a_connected_zero(quirks: Quirks, offsets: list[int]) -> None:
+    loss, N = AuxiliaryLoss(3, 4, [7, 5], quirks), offsets[-1]
+    states = torch.randn(N, 3, requires_grad=True)
+    value = loss(states, torch.randn(N, 4), torch.randn(N, 1, 4), torch.tensor(offsets))
     value.backward()
     assert value.item() == 0
     assert states.grad is not None
-    assert torch.equal(states.grad, torch.zeros(2, 3))
+    assert torch.equal(states.grad, torch.zeros(N, 3))
 
 
 def test_embedding_looks_up_features_side_by_side() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from deepinterest.config import DINConfig
+from deepinterest.config import DINConfig, Quirks
 from deepinterest.data.batch import Batch
-from deepinterest.models.network import Network
+from deepinterest.models.network import AttentionNetwork
 from deepinterest.models.prediction import Prediction
 from deepinterest.nn.attention import TargetAttention
 from deepinterest.nn.embedding import Features
@@ -14,27 +14,25 @@ from deepinterest.nn.mlp import Head
 from deepinterest.nn.ragged import Pairs, segment_sum
 
 
-class DIN(Network):
+class DIN(AttentionNetwork):
     """MLP with Dice on [u, q, S, q*S, A], A the attention-weighted sum of the history (equation 3)."""
 
-    def __init__(self, features: Features, config: DINConfig | None = None) -> None:
+    def __init__(self, features: Features, config: DINConfig | None = None, quirks: Quirks | None = None) -> None:
         config = config or DINConfig()
-        super().__init__(features, config)
+        super().__init__(features, config, quirks)
         D = self.item_width
         self.attention = TargetAttention(D, D, config.attention)
-        self.head = Head(self.user_width + 4 * D, config.mlp, "dice", config.input_norm)
+        self.head = Head(self.user_width + 4 * D, config.mlp, "dice", self.quirks)
 
     def forward(self, batch: Batch) -> Prediction:
         history, q = self.items(batch.history, batch.candidates)  # (N, D), (B, D)
-        S = segment_sum(history, batch.offsets).index_select(0, batch.history_index)  # (B, D)
+        S = self.history_sum(history, batch)  # (B, D)
 
         pairs = Pairs.of(batch.offsets, batch.history_index)
         a = self.attention(q, history, pairs)  # (M,)
         A = segment_sum(a.unsqueeze(1) * history.index_select(0, pairs.event), pairs.offsets)  # (B, D)
         return Prediction(self.head(self.with_user(batch, q, S, q * S, A)))
 
-    def attention_weights(self, batch: Batch) -> tuple[Tensor, Pairs]:
-        """How much each event matters to each candidate: weights (M,) and the pairs they belong to."""
-        history, q = self.items(batch.history, batch.candidates)  # (N, D), (B, D)
-        pairs = Pairs.of(batch.offsets, batch.history_index)
-        return self.attention(q, history, pairs), pairs
+    def interests(self, history: Tensor, offsets: Tensor) -> Tensor:
+        """Attention reads the events themselves."""
+        return history

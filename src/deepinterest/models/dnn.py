@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from deepinterest.config import DNNConfig
+from deepinterest.config import DNNConfig, Quirks
 from deepinterest.data.batch import Batch
 from deepinterest.models.network import Network
 from deepinterest.models.prediction import Prediction
 from deepinterest.nn.embedding import Features
 from deepinterest.nn.mlp import Head
-from deepinterest.nn.ragged import segment_sum
 
 
 class DNN(Network):
     """MLP with PReLU on [u, q, S]."""
 
-    def __init__(self, features: Features, config: DNNConfig | None = None) -> None:
+    def __init__(self, features: Features, config: DNNConfig | None = None, quirks: Quirks | None = None) -> None:
         config = config or DNNConfig()
-        super().__init__(features, config)
-        self.head = Head(self.user_width + 2 * self.item_width, config.mlp, "prelu", config.input_norm)
+        super().__init__(features, config, quirks)
+        self.head = Head(self.user_width + 2 * self.item_width, config.mlp, "prelu", self.quirks)
 
     def forward(self, batch: Batch) -> Prediction:
         history, q = self.items(batch.history, batch.candidates)  # (N, D), (B, D)
-        S = segment_sum(history, batch.offsets).index_select(0, batch.history_index)  # (B, D)
+        S = self.history_sum(history, batch)  # (B, D)
         return Prediction(self.head(self.with_user(batch, q, S)))

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from deepinterest.config import Quirks
 from deepinterest.nn.mlp import FrozenNorm, linear
 from deepinterest.nn.ragged import next_steps
+
+EPSILON = 1e-8  # what the published code adds to its probabilities
 
 
 class AuxiliaryLoss(nn.Module):
@@ -17,11 +20,13 @@ class AuxiliaryLoss(nn.Module):
 
     p is the first column of the softmax of an MLP on [h, e], as in the published code (the paper has an inner product).
     In the first layer the state's share is computed once for the positive and all negatives.
+    Quirks: `padded_auxiliary` averages over padded positions too, `epsilon` adds 1e-8 to p.
     """
 
-    def __init__(self, state: int, item: int, hidden: list[int]) -> None:
+    def __init__(self, state: int, item: int, hidden: list[int], quirks: Quirks | None = None) -> None:
         super().__init__()
         self.state = state
+        self.quirks = quirks or Quirks()
         self.norm = FrozenNorm(state + item)
         self.first = linear(state + item, hidden[0])
         layers: list[nn.Module] = [nn.Sigmoid()]
@@ -38,8 +43,19 @@ class AuxiliaryLoss(nn.Module):
         items = torch.cat([history.unsqueeze(1), negatives], dim=1).index_select(0, following)  # (P, 1+K, D)
         logits = self.logits(states.index_select(0, current), items)  # (P, 1+K)
         positive, negative = logits[:, 0], logits[:, 1:]  # (P,), (P, K)
-        losses = softplus(-positive) + softplus(negative).mean(1)  # (P,)
-        return losses.sum() / max(len(losses), 1)
+        losses = (self._missed(positive) + self._false_alarm(negative).mean(1)).sum()
+        if self.quirks.padded_auxiliary:
+            longest = offsets.diff().max()
+            return losses / ((len(offsets) - 1) * (longest - 1)).clamp(min=1)
+        return losses / max(len(current), 1)
+
+    def _missed(self, logit: Tensor) -> Tensor:
+        """-log p of any shape."""
+        return -(torch.sigmoid(logit.float()) + EPSILON).log() if self.quirks.epsilon else softplus(-logit)
+
+    def _false_alarm(self, logit: Tensor) -> Tensor:
+        """-log(1-p) of any shape; with the published epsilon infinite where p rounds to one."""
+        return -(1 - (torch.sigmoid(logit.float()) + EPSILON)).log() if self.quirks.epsilon else softplus(logit)
 
     def logits(self, states: Tensor, items: Tensor) -> Tensor:
         """log p/(1-p) of each state (P, H) with each of its items (P, 1+K, D): (P, 1+K)."""

@@ -1,4 +1,4 @@
-"""Dice, DIN's data-adaptive activation (DIN, equation 3)."""
+"""Dice, DIN's data-adaptive activation (DIN, equation 3): as the paper has it, and as the published code has it."""
 
 from __future__ import annotations
 
@@ -31,4 +31,21 @@ class Dice(nn.Module):
             x, self.running_mean, self.running_var, training=of_batch, momentum=self.momentum, eps=self.eps
         )  # (B, C)
         p = torch.sigmoid(normal)  # (B, C)
+        return x * (p + (1 - p) * self.alpha)  # (B, C)
+
+
+class BatchDice(nn.Module):
+    """Dice as in the published code, which normalises by the batch in evaluation too: (B, C) -> (B, C).
+
+    A row's output depends on the other rows. One row alone has p = 1/2.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(channels))  # (C,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(0)  # (B, C)
+        deviation = (centred.square() + 1e-9).mean(0).sqrt()  # (C,)
+        p = torch.sigmoid(centred / (deviation + 1e-9))  # (B, C)
         return x * (p + (1 - p) * self.alpha)  # (B, C)

@@ -17,6 +17,11 @@ class Features:
     user_catalogue: Tensor  # (U, F') feature ids of each user
     user_sizes: list[int]  # (F',)
 
+    def without_unknown_user(self) -> Features:
+        """The same with no row for the unknown user, who reads the first user's, as in the published code (quirk 2)."""
+        users = (self.user_catalogue - 1).clamp(min=0)
+        return Features(self.catalogue, self.sizes, users, [size - 1 for size in self.user_sizes])
+
 
 class FeatureEmbedding(nn.Module):
     """Looks up rows of a catalogue: each distinct row once, one lookup per table."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
-from deepinterest.config import InputNorm
-from deepinterest.nn.dice import Dice
+from deepinterest.config import Quirks
+from deepinterest.nn.dice import BatchDice, Dice
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -61,13 +61,15 @@ class Head(nn.Module):
         input: int,
         hidden: list[int],
         activation: Literal["prelu", "dice"],
-        input_norm: InputNorm = InputNorm.running,
+        quirks: Quirks | None = None,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [BatchNorm(input) if input_norm is InputNorm.running else FrozenNorm(input)]
+        quirks = quirks or Quirks()
+        dice = BatchDice if quirks.batch_dice else Dice
+        layers: list[nn.Module] = [FrozenNorm(input) if quirks.frozen_norm else BatchNorm(input)]
         for inputs, outputs in pairwise([input, *hidden]):
             layers.append(linear(inputs, outputs))
-            layers.append(Dice(outputs) if activation == "dice" else nn.PReLU(outputs, init=0.1))
+            layers.append(dice(outputs) if activation == "dice" else nn.PReLU(outputs, init=0.1))
         self.layers = nn.Sequential(*layers)
         self.output = linear(hidden[-1], 2)
 
