@@ -3,7 +3,7 @@
 import copy
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -40,6 +40,30 @@ class Net(nn.Module):
         """(n, 3) identifiers to (n,) scores."""
         parts = [self.items(ids[:, 0]), self.items(input=ids[:, 1]), self.users(ids[:, 2])]
         return self.out(torch.cat(parts, dim=1)).squeeze(1)
+
+
+class TensorFlowAdam(torch.optim.Optimizer):
+    """Adam as TensorFlow 1's documentation writes it, line by line."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self.t = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.t += 1
+        for group in self.param_groups:
+            lr_t = group["lr"] * (1 - 0.999**self.t) ** 0.5 / (1 - 0.9**self.t)
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                m = state["m"] = 0.9 * state.get("m", 0) + 0.1 * parameter.grad
+                v = state["v"] = 0.999 * state.get("v", 0) + 0.001 * parameter.grad**2
+                parameter -= lr_t * m / (v**0.5 + 1e-8)
+
+
+Form = Literal["torch", "tensorflow"]
+DENSE = {"torch": torch.optim.Adam, "tensorflow": TensorFlowAdam}
+both_forms = pytest.mark.parametrize("form", ["torch", "tensorflow"])
 
 
 def deferred(net: Net, lr: float = 1e-2) -> DeferredAdam:
@@ -88,6 +112,29 @@ def test_equals_dense_adam_under_a_schedule() -> None:
     assert deviation(ours, dense) < TOLERANCE
 
 
+@both_forms
+@pytest.mark.parametrize("sparse", [True, False])
+def test_both_forms_of_eps(form: Form, sparse: bool) -> None:
+    batches = zipf_ids(200)
+    ours, dense = Net(sparse), Net(sparse=False, dtype=torch.float64)
+    optimizer = DeferredAdam(ours.parameters(), lr=1e-2, form=form)
+    for table in (ours.items, ours.users) if sparse else ():
+        optimizer.watch(table)
+    train(ours, optimizer, batches)
+    train(dense, DENSE[form](list(dense.parameters()), lr=1e-2), batches)
+    optimizer.flush()
+    assert deviation(ours, dense) < TOLERANCE
+    assert optimizer.param_groups[0]["eps"] == 1e-8
+
+
+def test_the_forms_differ_where_gradients_are_tiny() -> None:
+    moved = []
+    for form in ("torch", "tensorflow"):
+        torch.manual_seed(0)
+        moved.append(table_run(1e-8, [0, 1, 2], 10, 1e-2, form)[0](torch.arange(8)))
+    assert (moved[0] - moved[1]).abs().max() > 100 * TOLERANCE
+
+
 def test_sparse_adam_is_another_algorithm() -> None:
     batches = zipf_ids(100)
     other, dense = Net(sparse=True), Net(sparse=False)
@@ -103,11 +150,13 @@ def test_sparse_adam_is_another_algorithm() -> None:
     assert deviation(other, dense) > 100 * TOLERANCE
 
 
-def table_run(scale: float, touched: list[int], steps: int, lr: float) -> tuple[nn.Embedding, Tensor, DeferredAdam]:
+def table_run(
+    scale: float, touched: list[int], steps: int, lr: float, form: Form = "torch"
+) -> tuple[nn.Embedding, Tensor, DeferredAdam]:
     """Drive a table, with gradients of the given scale in the `touched` steps, by both; dense Adam in float64."""
     table = nn.Embedding(8, DIM, sparse=True)
     dense = nn.Parameter(table.weight.detach().double())
-    ours, adam = DeferredAdam(table.parameters(), lr=lr), torch.optim.Adam([dense], lr=lr)
+    ours, adam = DeferredAdam(table.parameters(), lr=lr, form=form), DENSE[form]([dense], lr=lr)
     ours.watch(table)
     generator = torch.Generator().manual_seed(3)
     for step in range(steps):
@@ -123,19 +172,21 @@ def table_run(scale: float, touched: list[int], steps: int, lr: float) -> tuple[
     return table, dense.detach(), ours
 
 
+@both_forms
 @pytest.mark.parametrize("first", [0, 60, 300])
-def test_rows_left_alone_for_long(first: int) -> None:
-    table, dense, _ = table_run(1.0, [first, first + 1, first + 4], first + 2000, lr=1e-2)
+def test_rows_left_alone_for_long(first: int, form: Form) -> None:
+    table, dense, _ = table_run(1.0, [first, first + 1, first + 4], first + 2000, 1e-2, form)
     read = table(torch.arange(8)).double()
     print("long", first, (read - dense).abs().max().item())
     assert (read - dense).abs().max() < TOLERANCE
     assert torch.equal(table.weight[7].double(), dense[7])
 
 
+@both_forms
 @pytest.mark.parametrize("scale", [1e-10, 1e-9, 1e-8, 1e-7, 1e-6])
-def test_tiny_gradients(scale: float) -> None:
+def test_tiny_gradients(scale: float, form: Form) -> None:
     for touched in ([0], [2, 5, 9, 60, 61], [0, 127, 128, 150]):
-        table, dense, _ = table_run(scale, touched, 220, lr=1e-2)
+        table, dense, _ = table_run(scale, touched, 220, 1e-2, form)
         read = table(torch.arange(8)).double()
         print("tiny", scale, touched, (read - dense).abs().max().item())
         assert (read - dense).abs().max() < TOLERANCE

@@ -29,7 +29,7 @@ class Curves(Callback):
             self._keep(trainer, "train/")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if trainer.state.fn == TrainerFn.FITTING:  # not the last validation, of the best checkpoint
             self._keep(trainer, "val/")
 
 

@@ -21,6 +21,7 @@ from deepinterest.training.scores import (
     evaluate,
     gauc,
     logloss,
+    published_auc,
 )
 
 __all__ = ["ClickMetrics", "Gauc", "accuracy", "auc", "calibration_error", "evaluate", "gauc", "logloss"]
@@ -42,9 +43,10 @@ class ClickMetrics(Metric):
     label: list[Tensor] | Tensor
     probability: list[Tensor] | Tensor
 
-    def __init__(self, config: EvaluationConfig | None = None, **kwargs: Any) -> None:
+    def __init__(self, config: EvaluationConfig | None = None, published: bool = False, **kwargs: Any) -> None:
+        """published: tell the published code's AUC too."""
         super().__init__(**{"compute_on_cpu": True, **kwargs})
-        self.config = config or EvaluationConfig()
+        self.config, self.published = config or EvaluationConfig(), published
         for name in DTYPES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -60,7 +62,9 @@ class ClickMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """The scores by name, of the rows of all processes; nan where there are no rows."""
-        return evaluate(*self._rows(), self.config)
+        user, label, probability = self._rows()
+        values = evaluate(user, label, probability, self.config)
+        return values | {"published_auc": published_auc(label, probability)} if self.published else values
 
     def predictions(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
         """(user, label, probability), each [n], of all processes in their order; every process must call it."""

@@ -7,11 +7,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch import Tensor
 
-from deepinterest.config import EvaluationConfig, OptimizerConfig
+from deepinterest.config import EvaluationConfig, OptimizerConfig, Quirks
 from deepinterest.data.batch import Batch
+from deepinterest.models.network import Network
+from deepinterest.training.losses import probability, total_loss
 from deepinterest.training.metrics import ClickMetrics
 from deepinterest.training.optimizers import DeferredAdam
 
@@ -22,15 +23,16 @@ class ClickModel(L.LightningModule):
     """Binary cross-entropy plus `aux_weight` times the network's auxiliary loss, under Adam.
 
     Args:
-        network: any `forward(batch) -> Prediction`; its `embeddings` are the tables that DeferredAdam watches.
+        network: its `embeddings` are the tables that DeferredAdam watches.
         vocabulary_hash: of the data set; kept in the checkpoint, where another one is refused.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         optimizer: OptimizerConfig,
         evaluation: EvaluationConfig,
+        quirks: Quirks | None = None,
         *,
         aux_weight: float = 0.0,
         vocabulary_hash: str = "",
@@ -38,22 +40,21 @@ class ClickModel(L.LightningModule):
         super().__init__()
         self.network = network
         self.optimizer_config, self.aux_weight = optimizer, aux_weight
+        self.quirks = quirks or Quirks()
         self.vocabulary_hash = vocabulary_hash
-        self.val_metrics = ClickMetrics(evaluation)
-        self.test_metrics = ClickMetrics(evaluation)
+        self.val_metrics = ClickMetrics(evaluation, self.quirks.published_auc)
+        self.test_metrics = ClickMetrics(evaluation, self.quirks.published_auc)
         self.scores: dict[str, float] = {}  # the latest, as computed: Lightning rounds what is logged to float32
 
     def forward(self, batch: Batch) -> Tensor:
         """Probability of a touch (B,)."""
-        return torch.sigmoid(self.network(batch).logit)
+        return probability(self.network(batch).logit, self.quirks, self.network.epsilon)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         prediction = self.network(batch)
-        click_loss = binary_cross_entropy_with_logits(prediction.logit.float(), batch.label)
-        loss = click_loss
+        loss, click_loss = total_loss(prediction, batch.label, self.quirks, self.network.epsilon, self.aux_weight)
         values = {"train/click_loss": click_loss}
         if prediction.auxiliary_loss is not None:
-            loss = loss + self.aux_weight * prediction.auxiliary_loss
             values["train/auxiliary_loss"] = prediction.auxiliary_loss
         # Lightning hands figures to the logger after every LOG_EVERY-th step: those of an earlier step would be stale.
         if self.global_step == 0 or (self.global_step + 1) % LOG_EVERY == 0:
@@ -67,7 +68,7 @@ class ClickModel(L.LightningModule):
         self._collect(self.test_metrics, batch)
 
     def _collect(self, metrics: ClickMetrics, batch: Batch) -> None:
-        metrics.update(batch.user[batch.history_index], batch.label, self(batch).float())
+        metrics.update(batch.user[batch.history_index], batch.label, self(batch))
 
     def on_validation_epoch_end(self) -> None:
         values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
@@ -85,9 +86,13 @@ class ClickModel(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.optimizer_config
         optimizer = DeferredAdam(
-            self.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps
+            self.parameters(),
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            eps=config.eps,
+            form="tensorflow" if self.quirks.tensorflow_adam else "torch",
         )
-        for table in self.network.embeddings:  # type: ignore[union-attr]
+        for table in self.network.embeddings:
             optimizer.watch(table)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=config.lr_decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}

@@ -10,13 +10,14 @@ A row last updated at step s with moments m and v has, at step t, missed the sum
     b_j = lr_j sqrt(1 - beta2^j) / (1 - beta1^j),    q_{s,k} = sqrt(1 - beta2^{s+k}) / beta2^{k/2}.
 
 The row enters only through m and v. For each s the sum is an integral of m / (sqrt(v) + eps q) over q with weights
-b_{s+k} r^k, so a Gauss rule that depends on s alone replaces it, whatever the number of missed steps.
+b_{s+k} r^k, so a Gauss rule that depends on s alone replaces it, whatever the number of missed steps. TensorFlow's form
+doesn't correct eps: there q_{s,k} = 1 / beta2^{k/2}.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,8 +60,9 @@ def two_point_rule(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class MissedSteps:
     """For each step s from `base` on, the rule that sums up the steps after s; see the module's docstring."""
 
-    def __init__(self, betas: tuple[float, float], base: int) -> None:
+    def __init__(self, betas: tuple[float, float], base: int, corrects_eps: bool = True) -> None:
         beta1, self.beta2 = betas
+        self.corrects_eps = corrects_eps
         self.betas = betas
         self.base = base
         ratio = beta1 / math.sqrt(self.beta2)
@@ -81,7 +83,7 @@ class MissedSteps:
         """Add step `step`, taken at `rate` b_step, to the sums of all earlier steps."""
         self._moments[..., 1:] = self._moments[..., :-1]
         self._moments[..., 0] = 0
-        root = math.sqrt(1 - self.beta2**step)
+        root = math.sqrt(1 - self.beta2**step) if self.corrects_eps else 1.0
         self._moments += (rate * root**self._powers) * self._unit
         weights, nodes = two_point_rule(self._moments)
         stop = step - self.base
@@ -105,6 +107,9 @@ class DeferredAdam(torch.optim.Adam):
     Every table with sparse gradients has to be watched, and read through its module alone: the module's hook is what
     brings rows up to date. A watched table moves in every step, as a dense one with a gradient of zeros would, also in
     a step without a gradient for it. Other parameters go to fused Adam. The betas may not change during training.
+
+    `form` is how eps enters, lr_t being the rate with both bias corrections: "torch" and the paper's algorithm 1 have
+    lr_t m / (sqrt(v) + eps sqrt(1 - beta2^t)), "tensorflow" and the paper's end of section 2 lr_t m / (sqrt(v) + eps).
     """
 
     def __init__(
@@ -113,11 +118,17 @@ class DeferredAdam(torch.optim.Adam):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        form: Literal["torch", "tensorflow"] = "torch",
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+        self.form = form
         self._groups: dict[Tensor, int] = {}  # watched table -> index of its parameter group
         self._missed: dict[int, MissedSteps] = {}  # by index of the parameter group
         self._handles: list[Any] = []
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self.param_groups[-1].setdefault("steps", 0)
 
     def watch(self, embedding: nn.Embedding) -> None:
         """Take over the table of `embedding`: keep what is read from it, and what is saved of it, up to date."""
@@ -179,11 +190,30 @@ class DeferredAdam(torch.optim.Adam):
         for table, gradient in gradients.items():
             # The hook has done this, unless the gradient is older than the last step.
             self._catch_up(table, gradient.indices()[0])
+        for group in self.param_groups:
+            group["steps"] += 1
         rates = {index: self._advance(index) for index in self._missed}
         for table, gradient in gradients.items():
             self._update(table, gradient.indices()[0], gradient.values(), rates[self._groups[table]])
-        super().step()
+        self._step_dense()
         return loss
+
+    def _step_dense(self) -> None:
+        """Adam's step of all parameters that still have a gradient."""
+        if self.form == "torch":
+            super().step()
+            return
+        eps = [group["eps"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["eps"] /= self._correction(group)  # torch will multiply by it
+        super().step()
+        for group, value in zip(self.param_groups, eps, strict=True):
+            group["eps"] = value
+
+    @staticmethod
+    def _correction(group: dict[str, Any]) -> float:
+        """Root of the second moment's bias correction at the group's current step."""
+        return math.sqrt(1 - group["betas"][1] ** group["steps"])
 
     def state_dict(self) -> dict[str, Any]:
         """The state with every row up to date."""
@@ -193,9 +223,10 @@ class DeferredAdam(torch.optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; the weights have to come from the same moment."""
         super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group.setdefault("steps", 0)
         for table, index in self._groups.items():
             group = self.param_groups[index]
-            group.setdefault("steps", 0)
             # A saved state is flushed, so every row is at the current step. torch has made these floats meanwhile.
             last_step = torch.full((len(table),), group["steps"], dtype=torch.int64, device=table.device)
             self.state[table]["last_step"] = last_step
@@ -210,13 +241,12 @@ class DeferredAdam(torch.optim.Adam):
             raise ValueError("DeferredAdam needs 0 < beta1 < sqrt(beta2) < 1 and eps > 0.")
         if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
             raise ValueError("DeferredAdam offers no weight_decay, amsgrad or maximize.")
-        steps = group.setdefault("steps", 0)
         self._groups[table] = index
         self.state[table] = {
             "step": torch.zeros((), device=table.device),  # Adam expects the key when it loads a state
             "exp_avg": torch.zeros_like(table, requires_grad=False),
             "exp_avg_sq": torch.zeros_like(table, requires_grad=False),
-            "last_step": torch.full((len(table),), steps, dtype=torch.int64, device=table.device),
+            "last_step": torch.full((len(table),), group["steps"], dtype=torch.int64, device=table.device),
         }
         if index not in self._missed:
             self._restart(index)
@@ -224,7 +254,7 @@ class DeferredAdam(torch.optim.Adam):
     def _restart(self, index: int) -> None:
         """Forget the steps so far; right when no row of the group has missed any."""
         group = self.param_groups[index]
-        self._missed[index] = MissedSteps(tuple(group["betas"]), group["steps"])
+        self._missed[index] = MissedSteps(tuple(group["betas"]), group["steps"], self.form == "torch")
 
     def _state(self, table: Tensor) -> dict[str, Tensor]:
         """The state of `table`, on its device: a trainer may have moved one and not the other."""
@@ -254,12 +284,11 @@ class DeferredAdam(torch.optim.Adam):
         return gradients
 
     def _advance(self, index: int) -> float:
-        """Count one step of group `index`; the result is its rate b."""
+        """Add the current step of group `index` to its sums; the result is the step's rate b."""
         group, missed = self.param_groups[index], self._missed[index]
         if tuple(group["betas"]) != missed.betas:
             raise ValueError("The betas of a group with watched tables may not change during training.")
         beta1, beta2 = missed.betas
-        group["steps"] += 1
         steps = group["steps"]
         rate = float(group["lr"]) * math.sqrt(1 - beta2**steps) / (1 - beta1**steps)
         missed.advance(steps, rate)
@@ -300,6 +329,6 @@ class DeferredAdam(torch.optim.Adam):
         square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         state["exp_avg"].index_copy_(0, rows, mean)
         state["exp_avg_sq"].index_copy_(0, rows, square)
-        eps = group["eps"] * math.sqrt(1 - beta2 ** group["steps"])
+        eps = group["eps"] * (self._correction(group) if self.form == "torch" else 1.0)
         table.index_add_(0, rows, mean.div_(square.sqrt_().add_(eps)), alpha=-rate)
         state["last_step"].index_fill_(0, rows, group["steps"])

@@ -230,3 +230,24 @@ def auc_difference(
         return Difference(value, float("nan"), float("nan"))
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Difference(value, float(low), float(high))
+
+
+def published_auc(label: ArrayLike, probability: ArrayLike) -> float:
+    """AUC as the published DIEN code walks it, for comparing with its numbers; nan where one class is missing.
+
+    Rows are taken by falling score, ties in their order of arrival, and a trapezoid is added at each non-click. Two
+    faults: the trapezoid's left height is that of the non-click before, not of the clicks in between, so the result is
+    low by (clicks above the last non-click) / (2 clicks non-clicks); and a tie counts as won or lost by its order, not
+    half. label [n] of 0 and 1, probability [n] finite; raises ValueError for anything else.
+    """
+    labels, scores = np.asarray(label), np.asarray(probability)
+    if labels.ndim != 1 or labels.shape != scores.shape:
+        raise ValueError(f"Labels {labels.shape} and probabilities {scores.shape} must be two equal rows.")
+    if not np.isfinite(scores).all() or not np.isin(labels, (0, 1)).all():
+        raise ValueError("Probabilities must be finite and labels 0 or 1.")
+    clicked = labels[np.argsort(-scores, kind="stable")] == 1
+    above = np.cumsum(clicked)[~clicked]  # clicks above each non-click
+    positives, negatives = int(clicked.sum()), len(above)
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    return float((2 * above.sum() - above[-1]) / (2 * positives * negatives))
