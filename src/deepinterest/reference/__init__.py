@@ -1,0 +1,1 @@
+"""The published TensorFlow graph beside these networks: its weights by name, and its golden numbers."""
