@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from deepinterest.config import (
     Distribution,
     Exclude,
+    LastEventConfig,
     LeaveLastOutConfig,
     NegativesConfig,
     TargetsPerUser,
@@ -86,6 +87,77 @@ def test_a_log_without_test_targets_is_refused():
     log = Log(np.ones(6, np.int32), np.zeros(6, np.int64), np.array([0, 3, 6]), 2)
     with pytest.raises(UserError, match="leaves no"):
         split(log, TemporalConfig(), seed=0)
+
+
+@given(seed=st.integers(0, 10_000), lone=st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_last_event_gives_each_user_one_target(seed, lone):
+    log = random_log(seed, users=30)
+    offsets = np.concatenate([log.user_offsets, len(log) + np.arange(1, lone + 1)])  # users with one event
+    more = np.arange(lone)
+    log = Log(np.append(log.item, more + 16).astype(np.int32), np.append(log.time, more), offsets, 20)
+    few = TargetsPerUser(train=1, validation=1, test=1)
+    result = split(log, LastEventConfig(test_share=0.2, validation_share=0.25), seed)
+    assert {name: len(targets) for name, targets in result.targets.items()} == {"train": 18, "validation": 6, "test": 6}
+    targets = np.concatenate(list(result.targets.values()))
+    assert sorted(targets) == (offsets[1:31] - 1).tolist()  # every user of two events and more, at its last event
+    training = np.isin(log.user, log.user[result.targets["train"]])
+    assert (result.seen == training).all()  # also the target itself, and nothing of anybody else
+    assert result.dropped == {}
+    again = split(log, LastEventConfig(targets_per_user=few, test_share=0.2, validation_share=0.25), seed)
+    assert all((again.targets[name] == result.targets[name]).all() for name in SPLITS)
+
+
+def test_last_event_keeps_targets_unseen_in_training():
+    # The users' items are their own: no evaluation target can be known to training.
+    log = Log(np.arange(1, 21, dtype=np.int32), np.arange(20), np.arange(0, 21, 2), 21)
+    result = split(log, LastEventConfig(test_share=0.3, validation_share=0.3), seed=0)
+    assert [len(result.targets[name]) for name in SPLITS] == [5, 2, 3]
+
+
+def test_earlier_targets_of_training_users():
+    log = random_log(4, users=20)
+    one, three, many = (split(log, LastEventConfig(train_targets=n), seed=0) for n in (1, 3, 1000))
+    users = log.user[one.targets["train"]]
+    for targets, most in ((three.targets["train"], 3), (many.targets["train"], 1000)):
+        after = log.user_offsets[1:][log.user[targets]] - targets  # 1 for a user's last event
+        assert after.max() <= most
+        possible = np.minimum(np.diff(log.user_offsets)[users] - 1, most)  # the first event has no history
+        assert (np.bincount(log.user[targets], minlength=20)[users] == possible).all()
+        assert set(log.user[targets]) == set(users)
+    for name in ("validation", "test"):
+        assert (three.targets[name] == one.targets[name]).all()
+
+
+def test_the_seed_decides_which_users_are_held_out():
+    log = random_log(1, users=40)
+    first, again, other = (split(log, LastEventConfig(), seed).targets["test"].tolist() for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_last_event_needs_three_users():
+    log = random_log(1, users=2)
+    with pytest.raises(UserError, match="protocol=last_event leaves no train target"):
+        split(log, LastEventConfig(), seed=0)
+
+
+@pytest.mark.parametrize("distribution", list(Distribution), ids=lambda d: d.name)
+def test_whole_pool_draws_what_training_never_saw(distribution):
+    item = np.array([1] * 30 + [2] * 10 + [3] * 60, np.int32)
+    log = Log(item, np.arange(100), np.array([0, 100]), 4)
+    seen = item < 3
+    events = np.zeros(20_000, dtype=np.int64)
+    shares = {}
+    for whole in (False, True):
+        config = NegativesConfig(distribution, Exclude.none, time_window=1, whole_pool=whole)
+        drawn = NegativeSampler(log, seen, config).draw(np.random.default_rng(0), events, 1)
+        shares[whole] = np.bincount(drawn.ravel(), minlength=4)[1:] / len(events)
+    expected = {False: [0.75, 0.25, 0], True: [0.3, 0.1, 0.6]}
+    if distribution is Distribution.uniform:
+        expected = {False: [0.5, 0.5, 0], True: [1 / 3] * 3}
+    for whole in (False, True):
+        np.testing.assert_allclose(shares[whole], expected[whole], atol=0.015)  # four standard errors
+    assert shares[False][2] == 0
 
 
 @pytest.mark.parametrize("exclude", list(Exclude), ids=lambda e: e.name)

@@ -245,7 +245,7 @@ def test_fingerprints(tmp_path: Path) -> None:
 
 def test_unknown_source() -> None:
     for function in (sources.load, sources.fingerprint):
-        with pytest.raises(UserError, match=r"'amazon'.*completejourney, events or synthetic"):
+        with pytest.raises(UserError, match=r"'amazon'.*completejourney, events, reference or synthetic"):
             function(DataConfig(name="amazon"))  # type: ignore[operator]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 
-from deepinterest.config import DataConfig, NegativesConfig, ProtocolConfig, Refresh
-from deepinterest.data.loader import BatchLoader
+from deepinterest.config import DataConfig, NegativesConfig, ProtocolConfig, Quirks, Refresh
+from deepinterest.data.loader import BatchLoader, Samples
 from deepinterest.data.negatives import NegativeSampler
 from deepinterest.data.store import Store, load, prepare
 
@@ -15,6 +16,7 @@ from deepinterest.data.store import Store, load, prepare
 class InteractionData(L.LightningDataModule):
     """Args:
     auxiliary: how negatives of history steps are drawn in training; None where the model needs none.
+    quirks: of the published code; those of order, histories' length and the choice of validation rows act here.
     """
 
     def __init__(
@@ -27,9 +29,10 @@ class InteractionData(L.LightningDataModule):
         seed: int,
         auxiliary: NegativesConfig | None = None,
         cache: str | None = None,
+        quirks: Quirks | None = None,
     ) -> None:
         super().__init__()
-        self.data, self.protocol, self.auxiliary = data, protocol, auxiliary
+        self.data, self.protocol, self.auxiliary, self.quirks = data, protocol, auxiliary, quirks or Quirks()
         self.batch_size, self.eval_batch_size, self.seed, self.cache = batch_size, eval_batch_size, seed, cache
         self._store: Store | None = None
         self._training: BatchLoader | None = None
@@ -47,35 +50,39 @@ class InteractionData(L.LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         if self._training is None:  # one loader for the run: it counts its epochs
             log, seen, negatives = self.store.log, self.store.seen, self.protocol.negatives
-            redraw = NegativeSampler(log, seen, negatives) if negatives.refresh is Refresh.epoch else None
-            auxiliary = NegativeSampler(log, seen, self.auxiliary) if self.auxiliary else None
-            self._training = self._loader("train", self.batch_size, shuffle=True, redraw=redraw, auxiliary=auxiliary)
+            samples = self.store.samples["train"]
+            if self.quirks.best_of_test:  # nobody is held out
+                samples = samples.merged(self.store.samples["validation"])
+            self._training = self._loader(
+                samples,
+                self.batch_size,
+                self.protocol.max_history,
+                shuffle=not self.quirks.length_sorted,
+                redraw=NegativeSampler(log, seen, negatives) if negatives.refresh is Refresh.epoch else None,
+                auxiliary=NegativeSampler(log, seen, self.auxiliary) if self.auxiliary else None,
+            )
         return self._training
 
     def val_dataloader(self) -> BatchLoader:
-        return self._loader("validation", self.eval_batch_size)
+        return self._evaluation("test" if self.quirks.best_of_test else "validation")
 
     def test_dataloader(self) -> BatchLoader:
-        return self._loader("test", self.eval_batch_size)
+        return self._evaluation("test")
 
-    def _loader(
-        self,
-        split: str,
-        batch_size: int,
-        shuffle: bool = False,
-        redraw: NegativeSampler | None = None,
-        auxiliary: NegativeSampler | None = None,
-    ) -> BatchLoader:
+    def _evaluation(self, split: str) -> BatchLoader:
+        most = None if self.quirks.truncate_training_only else self.protocol.max_history
+        return self._loader(self.store.samples[split], self.eval_batch_size, most)
+
+    def _loader(self, samples: Samples, batch_size: int, max_history: int | None, **options: Any) -> BatchLoader:
         trainer = self.trainer
         return BatchLoader(
             self.store.log,
-            self.store.samples[split],
+            samples,
             batch_size=batch_size,
-            max_history=self.protocol.max_history,
+            max_history=max_history,
             seed=self.seed,
-            shuffle=shuffle,
-            redraw=redraw,
-            auxiliary=auxiliary,
+            length_sorted=self.quirks.length_sorted,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
+            **options,
         )

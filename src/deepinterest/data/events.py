@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from deepinterest.config import Ties
 from deepinterest.errors import UserError
 
 REQUIRED = ("user", "item", "timestamp")
@@ -23,12 +24,30 @@ def refuse_nulls(values: pl.Series, where: str, called: str) -> None:
 
 
 @dataclass
+class PublishedRows:
+    """Labelled rows and vocabularies that a source's files fix; protocol=last_event takes them as they are.
+
+    `train` and `test`, in the files' order: user and item (raw), label (UInt8, 0 or 1) and history (Int64, how many
+    of the user's events come before the target; they are the history).
+    `vocabularies` of "user", "item" and "category": raw values by id. Users' ids start at 0, the others' at 1, as their
+    0 is the unknown.
+    `items`: item and category (null: not known) of every item the files describe, with events or without.
+    """
+
+    train: pl.DataFrame
+    test: pl.DataFrame
+    vocabularies: dict[str, pl.Series]
+    items: pl.DataFrame | None = None
+
+
+@dataclass
 class Events:
     """One row per event, sorted by user and time.
 
     `frame` has the columns user, item (integers or strings), timestamp (Int64, milliseconds since 1970 UTC) and then
     `item_features`, whose nulls mean: not known. A feature has one value per item.
     `dropped` counts the rows a source left out, by reason; `notes` counts other repairs.
+    `rows` are labelled rows about these events, of a source that brings its own.
     """
 
     frame: pl.DataFrame
@@ -36,6 +55,7 @@ class Events:
     name: str
     dropped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    rows: PublishedRows | None = None
 
     @classmethod
     def build(
@@ -46,8 +66,12 @@ class Events:
         dropped: Mapping[str, int] | None = None,
         seed: int = 0,
         limit_users: int | None = None,
+        ties: Ties = Ties.random,
     ) -> Events:
-        """Check, sample and sort `frame`; raises UserError for a missing column, no rows, or a null."""
+        """Check, sample and sort `frame`; raises UserError for a missing column, no rows, or a null.
+
+        `ties` orders a user's events at one time: at random by `seed`, or as `frame` has them.
+        """
         columns = [*REQUIRED, *item_features]
         for column in columns:
             if column not in frame.columns:
@@ -63,7 +87,7 @@ class Events:
             raise UserError(
                 f"{name}: column 'timestamp' is of type {frame['timestamp'].dtype}: give whole milliseconds since 1970."
             )
-        frame = frame.with_columns(pl.col("timestamp").cast(pl.Int64))
+        frame = frame.with_columns(pl.col("timestamp").cast(pl.Int64)).with_row_index("__row")
 
         # A feature is a fact about the item, so it is settled on all events, before users are sampled.
         notes: dict[str, int] = {}
@@ -73,7 +97,8 @@ class Events:
                 notes[f"items with several values of {feature}"] = several
         if limit_users is not None:
             frame = _sample_users(frame, limit_users, seed)
-        frame = _sort(frame, seed).select(columns)
+        frame = frame.sort("user", "timestamp", "__row") if ties is Ties.file else _shuffle_ties(frame, seed)
+        frame = frame.select(columns)
         return cls(frame, list(item_features), name, {k: n for k, n in (dropped or {}).items() if n}, notes)
 
 
@@ -106,7 +131,7 @@ def _sample_users(frame: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
     return frame.join(users[np.sort(rows)].to_frame(), on="user", how="semi")
 
 
-def _sort(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
+def _shuffle_ties(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
     """Sort by user and time; events of one user at one time get a random order.
 
     A file's own order within a basket can give the answer away (by product id, by price, target last), and the order

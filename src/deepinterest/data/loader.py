@@ -15,6 +15,9 @@ import torch
 from deepinterest.data.batch import Batch
 from deepinterest.data.log import Log
 from deepinterest.data.negatives import NegativeSampler
+from deepinterest.errors import UserError
+
+PUBLISHED_BUFFER = 20  # batches that the published code sorts at a time
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Samples:
     candidate_offsets: np.ndarray  # (G+1,) int64
     candidates: np.ndarray  # (R,)   int32, catalogue rows
     label: np.ndarray  # (R,)   uint8
+    position: np.ndarray  # (G,)   int64: place among the groups that splits are made of
 
     @classmethod
     def of_targets(cls, log: Log, targets: np.ndarray, negatives: np.ndarray) -> Samples:
@@ -34,7 +38,7 @@ class Samples:
         label = np.zeros(candidates.shape, dtype=np.uint8)
         label[:, 0] = 1
         offsets = np.arange(len(targets) + 1, dtype=np.int64) * candidates.shape[1]
-        return cls(log.user[targets], targets, offsets, candidates.reshape(-1), label.reshape(-1))
+        return cls(log.user[targets], targets, offsets, candidates.reshape(-1), label.reshape(-1), targets)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -42,6 +46,30 @@ class Samples:
     @property
     def rows(self) -> int:
         return len(self.candidates)
+
+    def apart(self) -> Samples:
+        """Each row as a group of its own, in the same order."""
+        groups = np.repeat(np.arange(len(self)), np.diff(self.candidate_offsets))
+        offsets = np.arange(self.rows + 1, dtype=np.int64)
+        return Samples(
+            self.user[groups], self.history_end[groups], offsets, self.candidates, self.label, self.position[groups]
+        )
+
+    def merged(self, other: Samples) -> Samples:
+        """The groups of both, by their position."""
+        position = np.concatenate([self.position, other.position])
+        order = np.argsort(position, kind="stable")
+        counts = np.concatenate([np.diff(self.candidate_offsets), np.diff(other.candidate_offsets)])
+        first = np.concatenate([self.candidate_offsets[:-1], other.candidate_offsets[:-1] + self.rows])
+        rows, offsets = ranges(first[order], counts[order])
+        return Samples(
+            np.concatenate([self.user, other.user])[order],
+            np.concatenate([self.history_end, other.history_end])[order],
+            offsets,
+            np.concatenate([self.candidates, other.candidates])[rows],
+            np.concatenate([self.label, other.label])[rows],
+            position[order],
+        )
 
 
 def ranges(start: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +88,9 @@ class BatchLoader:
 
     Under several processes each takes every `world`-th group of the shuffled order; when shuffling, the few groups
     beyond a multiple of `world` sit out that epoch, so that all processes take the same number of steps.
+
+    `length_sorted` is the published code's order instead (quirk 16): every row a group of its own, in the given order,
+    but each run of 20 batches sorted by length of history, longest first; the last batch may be short.
     """
 
     def __init__(
@@ -68,24 +99,32 @@ class BatchLoader:
         samples: Samples,
         *,
         batch_size: int,
-        max_history: int,
+        max_history: int | None,  # None takes whole histories
         seed: int,
         shuffle: bool = False,
+        length_sorted: bool = False,
         redraw: NegativeSampler | None = None,  # training negatives drawn anew each epoch
         auxiliary: NegativeSampler | None = None,  # negatives of each history step
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.log, self.samples, self.max_history = log, samples, max_history
+        if length_sorted and world > 1:
+            raise UserError(
+                f"quirks.length_sorted needs one process, here are {world}: the published order has no shares. "
+                "Set trainer.devices=1 or quirks.length_sorted=false."
+            )
+        self.log, self.max_history = log, max_history
+        self.samples = samples.apart() if length_sorted else samples
         self.seed, self.shuffle, self.redraw, self.auxiliary = seed, shuffle, redraw, auxiliary
         self.rank, self.world = rank, world
+        self._sorted = self._published_order(batch_size) if length_sorted else None
         groups_per_batch = max(1, round(batch_size * len(samples) / samples.rows))
         mine = len(samples) // world if shuffle else len(range(rank, len(samples), world))
         self._cuts = np.linspace(0, mine, max(1, -(-mine // groups_per_batch)) + 1).round().astype(np.int64)
         self.epoch = self.position = 0
 
     def __len__(self) -> int:
-        return len(self._cuts) - 1
+        return len(self._cuts) - 1 if self._sorted is None else len(self._sorted)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
@@ -95,30 +134,53 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self.epoch, self.position
-        groups = np.arange(len(self.samples))
-        if self.shuffle:
-            groups = np.random.default_rng([self.seed, 3, epoch]).permutation(groups)
-        mine = groups[self.rank :: self.world][: self._cuts[-1]]
+        batches = self._batches(epoch)
         for number in range(first, len(self)):
             # Before the yield: a consumer may stop at the last batch without asking for more.
             last = number + 1 == len(self)
             self.epoch, self.position = (epoch + 1, 0) if last else (epoch, number + 1)
-            rng = np.random.default_rng([self.seed, 4, epoch, number, self.rank])
-            yield self.batch(mine[self._cuts[number] : self._cuts[number + 1]], rng)
+            yield self.batch(batches[number], np.random.default_rng([self.seed, 4, epoch, number, self.rank]))
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """The groups of each batch of an epoch."""
+        if self._sorted is not None:
+            return self._sorted
+        groups = np.arange(len(self.samples))
+        if self.shuffle:
+            groups = np.random.default_rng([self.seed, 3, epoch]).permutation(groups)
+        return np.split(groups[self.rank :: self.world][: self._cuts[-1]], self._cuts[1:-1])
+
+    def _published_order(self, batch_size: int) -> list[np.ndarray]:
+        length = self.samples.history_end - self.log.user_offsets[self.samples.user]
+        batches = []
+        for begin in range(0, len(length), PUBLISHED_BUFFER * batch_size):
+            buffer = np.argsort(length[begin : begin + PUBLISHED_BUFFER * batch_size])[::-1] + begin
+            batches += np.split(buffer, range(batch_size, len(buffer), batch_size))
+        return batches
+
+    def row_order(self) -> np.ndarray:
+        """(R,) the split's rows as all processes yield them, one process after the other; not of a shuffled loader."""
+        if self._sorted is not None:
+            return np.concatenate(self._sorted)
+        samples = self.samples
+        groups = np.concatenate([np.arange(rank, len(samples), self.world) for rank in range(self.world)])
+        first = samples.candidate_offsets[groups]
+        return ranges(first, samples.candidate_offsets[groups + 1] - first)[0]
 
     def batch(self, groups: np.ndarray, rng: np.random.Generator) -> Batch:
         """The batch of the given groups (n,)."""
         samples, log = self.samples, self.log
         user, end = samples.user[groups], samples.history_end[groups]
-        start = np.maximum(log.user_offsets[user], end - self.max_history)
+        start = log.user_offsets[user]
+        if self.max_history is not None:
+            start = np.maximum(start, end - self.max_history)
         events, offsets = ranges(start, end - start)
         first = samples.candidate_offsets[groups]
         count = samples.candidate_offsets[groups + 1] - first
         rows, _ = ranges(first, count)
         candidates, label = samples.candidates[rows], samples.label[rows]
         if self.redraw is not None:
-            fresh = self.redraw.draw(rng, end, self.redraw.config.per_positive)
-            candidates[label == 0] = fresh.reshape(-1)
+            candidates[label == 0] = self.redraw.draw(rng, np.repeat(end, count)[label == 0], 1)[:, 0]
         negatives = None
         if self.auxiliary is not None:
             negatives = _tensor(self.auxiliary.draw(rng, events, self.auxiliary.config.per_positive))

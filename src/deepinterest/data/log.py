@@ -24,10 +24,15 @@ class Log:
     items: int  # rows of the catalogue, the unknown one included
 
     @classmethod
-    def of(cls, events: Events) -> tuple[Log, pl.Series, pl.Series]:
-        """Also the raw values of catalogue rows 1, 2, … and of users 0, 1, …."""
+    def of(cls, events: Events, further_items: pl.Series | None = None) -> tuple[Log, pl.Series, pl.Series]:
+        """Also the raw values of catalogue rows 1, 2, … and of users 0, 1, ….
+
+        Args:
+            further_items: raw items that get a catalogue row though they may have no event.
+        """
         frame = events.frame
-        items = frame["item"].unique().sort()
+        items = frame["item"] if further_items is None else pl.concat([frame["item"], further_items])
+        items = items.unique().sort()
         row = frame.select("item").join(
             pl.DataFrame({"item": items}).with_row_index("row", offset=1), on="item", how="left", maintain_order="left"
         )["row"]

@@ -18,10 +18,13 @@ class NegativeSampler:
 
     popularity and uniform draw among what training saw. time_matched draws among all events near the positive's time
     whose item training knows: an evaluation negative is as recent as its positive, so recency tells nothing.
+    With `whole_pool` each draws among all events of the log, as the published code does.
     """
 
     def __init__(self, log: Log, seen: np.ndarray, config: NegativesConfig) -> None:
         self.log, self.config = log, config
+        if config.whole_pool:
+            seen = np.ones(len(log), dtype=bool)
         if config.distribution is Distribution.time_matched:
             known = np.zeros(log.items, dtype=bool)
             known[log.item[seen]] = True

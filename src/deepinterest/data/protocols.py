@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deepinterest.config import LeaveLastOutConfig, ProtocolConfig, TemporalConfig
+from deepinterest.config import LastEventConfig, LeaveLastOutConfig, ProtocolConfig, TemporalConfig
 from deepinterest.data.log import Log
 from deepinterest.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-MINIMUM_EVENTS = {"temporal": 2, "leave_last_out": 3}  # of a user: fewer give no target
+# Of a user: fewer give no target. Under last_event a lone event still is in the whole pool of negatives.
+MINIMUM_EVENTS = {"temporal": 2, "leave_last_out": 3, "last_event": 1}
 
 
 @dataclass
@@ -26,32 +27,50 @@ class Split:
 
 
 def split(log: Log, config: ProtocolConfig, seed: int) -> Split:
-    """Cut the log; then keep at most `targets_per_user` targets and no evaluation target that training never saw."""
+    """Cut the log; then keep at most `targets_per_user` targets and no evaluation target that training never saw.
+
+    last_event keeps all of them: a user has one, and the published rows hold items that training never saw.
+    """
+    keep_all = isinstance(config, LastEventConfig)
     if isinstance(config, TemporalConfig):
         part, seen = _temporal(log, config)
     elif isinstance(config, LeaveLastOutConfig):
         part, seen = _leave_last_out(log)
+    elif isinstance(config, LastEventConfig):
+        part, seen = _last_event(log, config, seed)
     else:
-        raise UserError(f"protocol.name={config.name} is not a protocol; take temporal or leave_last_out.")
+        raise UserError(f"protocol.name={config.name} is not a protocol; take temporal, leave_last_out or last_event.")
     known = np.zeros(log.items, dtype=bool)
     known[log.item[seen]] = True
     result = Split(seen, {})
     for number, name in enumerate(SPLITS):
         targets = np.flatnonzero((part == number) & (log.position >= 1))
-        if name != "train":
+        if name != "train" and not keep_all:
             unseen = ~known[log.item[targets]]
             result.dropped[f"{name} targets unseen in training"] = int(unseen.sum())
             targets = targets[~unseen]
         most = getattr(config.targets_per_user, name)
-        if most is not None:
+        if most is not None and not keep_all:
             targets = _sample_per_user(log.user[targets], targets, most, np.random.default_rng([seed, 2, number]))
-        if len(targets) == 0:
-            raise UserError(
-                f"protocol={config.name} leaves no {name} target in a log of {len(log):,} events of "
-                f"{len(log.user_offsets) - 1:,} users; give it more data or another protocol."
-            )
+        refuse_empty(name, len(targets), log, config)
         result.targets[name] = targets
     return result
+
+
+def refuse_empty(name: str, targets: int, log: Log, config: ProtocolConfig) -> None:
+    """Raise UserError if a split has no target."""
+    if targets == 0:
+        raise UserError(
+            f"protocol={config.name} leaves no {name} target in a log of {len(log):,} events of "
+            f"{len(log.user_offsets) - 1:,} users; give it more data or another protocol."
+        )
+
+
+def hold_out(users: np.ndarray, share: float, split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) users -> the users that are left and the held-out ones, at least one, both ascending."""
+    shuffled = np.random.default_rng([seed, 6, SPLITS.index(split)]).permutation(users)
+    held = max(1, round(share * len(users)))
+    return np.sort(shuffled[held:]), np.sort(shuffled[:held])
 
 
 def _temporal(log: Log, config: TemporalConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +82,27 @@ def _temporal(log: Log, config: TemporalConfig) -> tuple[np.ndarray, np.ndarray]
 
 
 def _leave_last_out(log: Log) -> tuple[np.ndarray, np.ndarray]:
-    from_the_end = log.user_offsets[1:][log.user] - 1 - np.arange(len(log))
+    from_the_end = events_after(log)
     part = np.select([from_the_end == 0, from_the_end == 1], [2, 1], default=0)
     return part, part == 0
+
+
+def _last_event(log: Log, config: LastEventConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Users are split; the last event of each is its one target, the last few of those that train."""
+    length = np.diff(log.user_offsets)
+    rest, test = hold_out(np.flatnonzero(length >= 2), config.test_share, "test", seed)
+    train, validation = hold_out(rest, config.validation_share, "validation", seed)
+    part = np.full(len(log), -1)
+    for number, users in enumerate((train, validation, test)):
+        part[log.user_offsets[users + 1] - 1] = number
+    seen = np.isin(np.arange(len(length)), train)[log.user]
+    part[seen & (events_after(log) < config.train_targets)] = 0
+    return part, seen
+
+
+def events_after(log: Log) -> np.ndarray:
+    """(E,) int64: how many events of the user come after."""
+    return log.user_offsets[1:][log.user] - 1 - np.arange(len(log))
 
 
 def _sample_per_user(user: np.ndarray, targets: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

@@ -21,13 +21,19 @@ class Vocabulary:
     @classmethod
     def build(cls, values: pl.Series, min_count: int = 1) -> Vocabulary:
         """Of the values that occur at least `min_count` times."""
-        counts = (
-            _canonical(values).alias("value").drop_nulls().to_frame().lazy().group_by("value").len()
-            .filter(pl.col("len") >= min_count)
-            .sort("len", "value", descending=[True, False])
+        return cls.of_counts(values, np.ones(len(values), dtype=np.int64), min_count)
+
+    @classmethod
+    def of_counts(cls, values: pl.Series, counts: np.ndarray, min_count: int = 1) -> Vocabulary:
+        """Of values that occur counts (n,) times each; a value may stand there several times."""
+        frame = pl.DataFrame({"value": _canonical(values), "count": counts}).lazy().drop_nulls("value")
+        kept = (
+            frame.group_by("value").agg(pl.col("count").sum())
+            .filter(pl.col("count") >= min_count)
+            .sort("count", "value", descending=[True, False])
             .collect()
         )  # fmt: skip
-        return cls(counts["value"])
+        return cls(kept["value"])
 
     def __len__(self) -> int:
         return len(self.values) + 1

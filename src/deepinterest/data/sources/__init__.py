@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from deepinterest.config import CompleteJourneyConfig, DataConfig, EventFileConfig, SyntheticConfig
+from deepinterest.config import CompleteJourneyConfig, DataConfig, EventFileConfig, ReferenceDataConfig, SyntheticConfig
 from deepinterest.data.events import Events
-from deepinterest.data.sources import completejourney, event_file, synthetic
+from deepinterest.data.sources import completejourney, event_file, reference, synthetic
 from deepinterest.errors import UserError
 
 
@@ -17,6 +17,8 @@ def load(config: DataConfig) -> Events:
             return completejourney.load(cast(CompleteJourneyConfig, config))
         case "events":
             return event_file.load(cast(EventFileConfig, config))
+        case "reference":
+            return reference.load(cast(ReferenceDataConfig, config))
         case "synthetic":
             return synthetic.generate(cast(SyntheticConfig, config))
     raise _unknown(config)
@@ -29,10 +31,12 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
             return completejourney.fingerprint()
         case "events":
             return event_file.fingerprint(cast(EventFileConfig, config))
+        case "reference":
+            return reference.fingerprint(cast(ReferenceDataConfig, config))
         case "synthetic":
             return synthetic.fingerprint()
     raise _unknown(config)
 
 
 def _unknown(config: DataConfig) -> UserError:
-    return UserError(f"data.name is {config.name!r}: choose completejourney, events or synthetic.")
+    return UserError(f"data.name is {config.name!r}: choose completejourney, events, reference or synthetic.")

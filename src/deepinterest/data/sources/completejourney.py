@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from deepinterest.config import CompleteJourneyConfig
+from deepinterest.config import CompleteJourneyConfig, Ties
 from deepinterest.data.events import Events
 from deepinterest.errors import UserError
 
@@ -29,7 +29,7 @@ def load(config: CompleteJourneyConfig) -> Events:
     rows = (
         pl.scan_parquet(folder / "transactions.parquet")
         .select("household_id", "basket_id", "product_id", "quantity", "transaction_timestamp")
-        .join(products, on="product_id", how="left")
+        .join(products, on="product_id", how="left", maintain_order="left")
         .with_columns(_reason().alias("reason"))
         .collect()
     )
@@ -38,7 +38,9 @@ def load(config: CompleteJourneyConfig) -> Events:
     kept = rows.lazy().filter(pl.col("reason").is_null())
     frame = (
         # On the two columns: their text is joined for a million rows otherwise.
-        kept.group_by("household_id", "basket_id", "product_category", "product_type")
+        kept.group_by(
+            "household_id", "basket_id", "product_category", "product_type", maintain_order=config.ties is Ties.file
+        )
         .agg(pl.col("transaction_timestamp").min())
         .select(
             pl.col("household_id").alias("user"),
@@ -49,7 +51,7 @@ def load(config: CompleteJourneyConfig) -> Events:
         .collect()
     )
     dropped["repeat of an item in a basket"] = rows["reason"].null_count() - frame.height
-    return Events.build(frame, ["category"], config.name, dropped, config.seed, config.limit_users)
+    return Events.build(frame, ["category"], config.name, dropped, config.seed, config.limit_users, config.ties)
 
 
 def fingerprint() -> dict[str, Any]:

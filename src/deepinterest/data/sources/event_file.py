@@ -69,7 +69,7 @@ def load(config: EventFileConfig) -> Events:
         dropped["label 0"] = int((~positive).sum())
         events = events.filter(positive)
     features = ["category"] if "category" in keys else []
-    return Events.build(events, features, path.name, dropped, config.seed, config.limit_users)
+    return Events.build(events, features, path.name, dropped, config.seed, config.limit_users, config.ties)
 
 
 def fingerprint(config: EventFileConfig) -> dict[str, Any]:
@@ -186,18 +186,25 @@ def _milliseconds(values: pl.Series, where: str, called: str, unit: TimestampUni
         for numeric in (pl.Int64, pl.Float64):
             numbers = values.str.strip_chars().cast(numeric, strict=False)
             if numbers.null_count() == 0:
-                return _from_numbers(numbers, where, called, unit)
+                return from_numbers(numbers, where, called, unit)
         return _from_text(values, where, called)
     if values.dtype == pl.Date:
         values = values.cast(pl.Datetime("ms"))
     if isinstance(values.dtype, pl.Datetime):
         return values.dt.timestamp("ms")
     if values.dtype.is_numeric():
-        return _from_numbers(values, where, called, unit)
+        return from_numbers(values, where, called, unit)
     raise UserError(f"{where}: {called} is of type {values.dtype}: use numbers, dates or ISO 8601 text.")
 
 
-def _from_numbers(values: pl.Series, where: str, called: str, unit: TimestampUnit) -> pl.Series:
+def from_numbers(
+    values: pl.Series,
+    where: str,
+    called: str,
+    unit: TimestampUnit,
+    remedy: str = "set data.timestamp_unit to s, ms, us or ns, or mend the row",
+) -> pl.Series:
+    """Milliseconds (Int64) of numbers without nulls; raises UserError with the row of one beyond the year 9999."""
     size = values.cast(pl.Float64).abs()
     if unit == TimestampUnit.auto:
         # One unit for the whole column, by its middle value: a stray zero or a slip must not change it.
@@ -210,7 +217,7 @@ def _from_numbers(values: pl.Series, where: str, called: str, unit: TimestampUni
         row = int(beyond.arg_max() or 0)
         raise UserError(
             f"{where}: {called} holds {values[row]} in row {row + 1}, which in {unit.value} lies beyond the year 9999: "
-            "set data.timestamp_unit to s, ms, us or ns, or mend the row."
+            f"{remedy}."
         )
     if values.dtype.is_integer():
         whole = values.cast(pl.Int64)  # exact: nanoseconds do not fit a float

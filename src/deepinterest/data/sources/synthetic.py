@@ -44,7 +44,7 @@ def generate(config: SyntheticConfig) -> Events:
             "category": names[item // config.items_per_category],
         }
     )
-    return Events.build(frame, ["category"], config.name, {}, config.seed, config.limit_users)
+    return Events.build(frame, ["category"], config.name, {}, config.seed, config.limit_users, config.ties)
 
 
 def fingerprint() -> dict[str, Any]:

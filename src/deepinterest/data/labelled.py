@@ -1,0 +1,136 @@
+"""Labelled rows of the three splits: drawn by a protocol, or as the published files give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from deepinterest.config import LastEventConfig, ProtocolConfig
+from deepinterest.data.events import PublishedRows
+from deepinterest.data.loader import Samples, ranges
+from deepinterest.data.log import Log
+from deepinterest.data.negatives import NegativeSampler
+from deepinterest.data.protocols import SPLITS, events_after, hold_out, refuse_empty, split
+from deepinterest.data.vocabulary import Vocabulary
+from deepinterest.errors import UserError
+
+
+@dataclass
+class Labelled:
+    seen: np.ndarray  # (E,) bool: what training may learn from
+    samples: dict[str, Samples]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def draw(log: Log, protocol: ProtocolConfig, seed: int, stage: Callable[[str], object]) -> Labelled:
+    """Targets by `protocol`, each with its negatives."""
+    stage("splitting")
+    cut = split(log, protocol, seed)
+    stage("drawing negatives")
+    sampler = NegativeSampler(log, cut.seen, protocol.negatives)
+    samples = {}
+    for number, name in enumerate(SPLITS):
+        rng = np.random.default_rng([seed, 5, number])
+        negatives = sampler.draw(rng, cut.targets[name], protocol.negatives.per_positive)
+        samples[name] = Samples.of_targets(log, cut.targets[name], negatives)
+    return Labelled(cut.seen, samples, cut.dropped)
+
+
+def published(
+    log: Log, items: pl.Series, users: pl.Series, rows: PublishedRows, protocol: LastEventConfig, seed: int
+) -> Labelled:
+    """The files' rows in the files' order; only the users that validate are drawn, from those of the training file.
+
+    Earlier targets of the training users (`protocol.train_targets`), which no file has, come before their user's rows.
+
+    Args:
+        items, users: raw values of catalogue rows 1, 2, … and of users 0, 1, ….
+    """
+    item_index, user_index = Vocabulary(items), Vocabulary(users)
+    training = _groups(log, rows.train, item_index, user_index)
+    train, validation = hold_out(np.unique(training.user), protocol.validation_share, "validation", seed)
+    held_out = np.isin(training.user, validation)
+    samples = {
+        "train": _take(training, np.flatnonzero(~held_out)),
+        "validation": _take(training, np.flatnonzero(held_out)),
+        "test": _groups(log, rows.test, item_index, user_index),
+    }
+    for name in SPLITS:
+        refuse_empty(name, len(samples[name]), log, protocol)
+    seen = np.isin(np.arange(len(users)), train)[log.user]
+    if protocol.train_targets > 1:
+        earlier = _earlier(log, samples["train"], seen, protocol, seed)
+        samples["train"] = earlier.merged(samples["train"])
+    return Labelled(seen, samples)
+
+
+def _earlier(log: Log, rows: Samples, seen: np.ndarray, protocol: LastEventConfig, seed: int) -> Samples:
+    """The training users' targets before those of `rows`, each at the place of its user's first row."""
+    users, first = np.unique(rows.user, return_index=True)
+    wanted = seen & (events_after(log) < protocol.train_targets) & (log.position >= 1)
+    wanted[rows.history_end] = False
+    targets = np.flatnonzero(wanted)
+    rng = np.random.default_rng([seed, 5, SPLITS.index("train")])
+    negatives = NegativeSampler(log, seen, protocol.negatives).draw(rng, targets, protocol.negatives.per_positive)
+    samples = Samples.of_targets(log, targets, negatives)
+    samples.position = rows.position[first[np.searchsorted(users, samples.user)]]
+    return samples
+
+
+def occurrences(log: Log, samples: list[Samples]) -> tuple[np.ndarray, np.ndarray]:
+    """How often each catalogue row and each user stands in labelled rows: (items,) and (U,) int64.
+
+    A row counts its user, its candidate and its whole history, so a history counts once for each of its candidates.
+    """
+    items = np.zeros(log.items, dtype=np.int64)
+    users = np.zeros(len(log.user_offsets) - 1, dtype=np.int64)
+    for one in samples:
+        rows = np.diff(one.candidate_offsets)
+        start = log.user_offsets[one.user]
+        events, offsets = ranges(start, one.history_end - start)
+        weight = np.repeat(rows, np.diff(offsets))
+        items += np.bincount(one.candidates, minlength=log.items)
+        items += np.bincount(log.item[events], weight, minlength=log.items).astype(np.int64)
+        users += np.bincount(one.user, rows, minlength=len(users)).astype(np.int64)
+    return items, users
+
+
+def _groups(log: Log, rows: pl.DataFrame, items: Vocabulary, users: Vocabulary) -> Samples:
+    """Consecutive rows of one user and one length of history are a group."""
+    user = users.encode(rows["user"]) - 1
+    history = rows["history"].to_numpy().astype(np.int64)
+    length = np.diff(log.user_offsets)[user]
+    wrong = (user < 0) | (history < 1) | (history >= length)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise UserError(
+            f"Row {row + 1} of the published rows has a history of {history[row]} events of user "
+            f"{rows['user'][row]}, and the log has no event after it: take rows and events from one run."
+        )
+    first = np.ones(len(user), dtype=bool)
+    first[1:] = (user[1:] != user[:-1]) | (history[1:] != history[:-1])
+    begin = np.flatnonzero(first)
+    return Samples(
+        user=user[begin],
+        history_end=log.user_offsets[user[begin]] + history[begin],
+        candidate_offsets=np.append(begin, len(user)).astype(np.int64),
+        candidates=items.encode(rows["item"]),
+        label=rows["label"].to_numpy().astype(np.uint8),
+        position=np.arange(len(begin)),
+    )
+
+
+def _take(samples: Samples, groups: np.ndarray) -> Samples:
+    begin, count = samples.candidate_offsets[groups], np.diff(samples.candidate_offsets)[groups]
+    rows, offsets = ranges(begin, count)
+    return Samples(
+        samples.user[groups],
+        samples.history_end[groups],
+        offsets,
+        samples.candidates[rows],
+        samples.label[rows],
+        samples.position[groups],
+    )

@@ -1,0 +1,116 @@
+"""The published order of rows, and the switches that choose rows and lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deepinterest.config import LeaveLastOutConfig, Quirks, SyntheticConfig
+from deepinterest.data.datamodule import InteractionData
+from deepinterest.data.loader import PUBLISHED_BUFFER, BatchLoader, Samples
+from deepinterest.data.log import Log
+from deepinterest.errors import UserError
+
+LENGTHS = [3, 9, 1, 4, 4, 7, 2, 5, 8, 6, 2, 3]
+
+
+def pairs() -> tuple[Log, Samples]:
+    """Users with one target each, the last event, and one negative."""
+    offsets = np.concatenate([[0], np.cumsum(np.array(LENGTHS) + 1)])
+    item = np.arange(offsets[-1], dtype=np.int32) % 50 + 1
+    log = Log(item, np.arange(offsets[-1]), offsets, 51)
+    targets = offsets[1:] - 1
+    return log, Samples.of_targets(log, targets, np.full((len(targets), 1), 50, dtype=np.int32))
+
+
+def published(log: Log, samples: Samples, batch_size: int, world: int = 1) -> BatchLoader:
+    return BatchLoader(
+        log, samples, batch_size=batch_size, max_history=None, seed=0, length_sorted=True, world=world, shuffle=True
+    )
+
+
+def test_rows_apart_keep_their_order() -> None:
+    _, samples = pairs()
+    apart = samples.apart()
+    assert len(apart) == apart.rows == samples.rows
+    assert apart.candidates.tolist() == samples.candidates.tolist()
+    assert apart.user.tolist() == np.repeat(samples.user, 2).tolist()
+
+
+def test_published_order_sorts_runs_of_twenty_batches() -> None:
+    log, samples = pairs()
+    loader = published(log, samples, batch_size=1)
+    batches = list(loader)
+    # 24 rows: a run of 20 rows (10 users) longest first, then a run of 4 rows (2 users)
+    lengths = [int(b.offsets[-1]) for b in batches]
+    assert lengths == sorted(np.repeat(LENGTHS[:10], 2).tolist(), reverse=True) + [3, 3, 2, 2]
+    assert [len(b) for b in published(log, samples, batch_size=7)] == [7, 7, 7, 3]  # a short last batch is kept
+    again = [b.candidates.tolist() for b in loader]
+    assert again == [b.candidates.tolist() for b in batches]  # every epoch is the same
+    assert sorted(loader.row_order().tolist()) == list(range(samples.rows))
+    assert [int(c) for b in batches for c in b.candidates] == samples.candidates[loader.row_order()].tolist()
+
+
+def test_published_order_never_crosses_a_run() -> None:
+    log, samples = pairs()
+    rows = samples.merged(samples).merged(samples.merged(samples)).merged(samples)  # 120 rows
+    loader = published(log, rows, batch_size=3)
+    first = np.concatenate([b for b in loader._sorted or []][:PUBLISHED_BUFFER])
+    assert sorted(first.tolist()) == list(range(60))
+
+
+def test_published_order_has_no_shares() -> None:
+    log, samples = pairs()
+    with pytest.raises(UserError, match=r"quirks.length_sorted needs one process, here are 2.*devices=1"):
+        published(log, samples, batch_size=4, world=2)
+
+
+def test_merging_restores_positions() -> None:
+    log, samples = pairs()
+    whole = Samples.of_targets(log, samples.history_end, np.full((len(samples), 2), 50, dtype=np.int32))
+
+    def part(groups: list[int]) -> Samples:
+        return Samples.of_targets(log, whole.history_end[groups], np.full((len(groups), 2), 50, dtype=np.int32))
+
+    merged = part([0, 2, 5, 11]).merged(part([1, 3, 4, 6, 7, 8, 9, 10]))
+    for name, values in vars(whole).items():
+        assert np.array_equal(getattr(merged, name), values), name
+
+
+def test_whole_histories_without_a_limit() -> None:
+    log, samples = pairs()
+    cut = BatchLoader(log, samples, batch_size=100, max_history=3, seed=0)
+    whole = BatchLoader(log, samples, batch_size=100, max_history=None, seed=0)
+    assert next(iter(cut)).offsets.diff().max() == 3
+    assert next(iter(whole)).offsets.diff().tolist() == LENGTHS
+
+
+def data(tmp_path_factory: pytest.TempPathFactory, quirks: Quirks) -> InteractionData:
+    source = SyntheticConfig(users=60, events_per_user=12)
+    cache = str(tmp_path_factory.getbasetemp() / "loader-cache")
+    return InteractionData(
+        source, LeaveLastOutConfig(max_history=4), batch_size=32, eval_batch_size=64, seed=1, cache=cache, quirks=quirks
+    )
+
+
+def test_what_each_switch_changes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    plain = data(tmp_path_factory, Quirks())
+    train, validation, test = (plain.store.samples[name].rows for name in ("train", "validation", "test"))
+    assert plain.train_dataloader().samples.rows == train
+    assert plain.val_dataloader().samples.rows == validation
+
+    chosen = data(tmp_path_factory, Quirks(best_of_test=True))
+    assert chosen.train_dataloader().samples.rows == train + validation
+    assert np.array_equal(chosen.val_dataloader().samples.candidates, plain.store.samples["test"].candidates)
+    assert chosen.val_dataloader().samples.rows == test
+
+    whole = data(tmp_path_factory, Quirks(truncate_training_only=True))
+    assert max(int(b.offsets.diff().max()) for b in whole.test_dataloader()) > 4
+    assert max(int(b.offsets.diff().max()) for b in whole.train_dataloader()) == 4
+    assert max(int(b.offsets.diff().max()) for b in plain.test_dataloader()) == 4
+
+    ordered = data(tmp_path_factory, Quirks(length_sorted=True))
+    batches = list(ordered.train_dataloader())
+    assert all(len(b.offsets) == len(b) + 1 for b in batches)  # groups of one
+    first, second = ([b.candidates.tolist() for b in ordered.train_dataloader()] for _ in range(2))
+    assert first == second
