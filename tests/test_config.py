@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from deepinterest.config import SCHEMAS, Distribution, ExperimentConfig, register, typed
+from deepinterest.config import SCHEMAS, Distribution, Exclude, ExperimentConfig, Quirks, register, typed
 from deepinterest.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def call(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize(("group", "name"), GROUP_FILES)
 def test_every_file_composes(group: str, name: str) -> None:
-    needs_path = group == "experiment" or name == "events"
+    needs_path = group == "experiment" or name in ("events", "reference")
     config = load(f"{group}={name}", *(["data.path=clicks.parquet"] if needs_path else []))
     for key in SCHEMAS:
         assert dataclasses.is_dataclass(getattr(config, key))
@@ -57,11 +57,35 @@ def test_experiments_state_what_they_change() -> None:
     targets = config.protocol.targets_per_user
     assert (targets.train, targets.validation, targets.test) == (10, 1, 1)
     for path in (CONF / "experiment").glob("*.yaml"):
-        assert f"# python run.py experiment={path.stem} data.path=clicks.parquet" in path.read_text()
+        assert f"# python run.py experiment={path.stem} data.path=" in path.read_text()
+
+
+def test_reference_switches_every_quirk() -> None:
+    names = [field.name for field in dataclasses.fields(Quirks)]
+    assert load().quirks == Quirks()
+    assert load("reference=true").quirks == Quirks(**dict.fromkeys(names, True))
+    for name in names:
+        assert load("reference=true", f"quirks.{name}=false").quirks == Quirks(
+            **{other: other != name for other in names}
+        )
+        assert load(f"quirks.{name}=true").quirks == Quirks(**{name: True})
+    pools = load("quirks.whole_pool=true", "protocol=last_event")
+    assert pools.protocol.negatives.whole_pool and pools.model.aux_negatives.whole_pool
+
+
+def test_the_published_experiment() -> None:
+    config = load("experiment=reference", "data.path=layout")
+    assert config.reference and config.quirks.length_sorted and config.data.name == "reference"
+    assert (config.protocol.name, config.protocol.max_history) == ("last_event", 100)
+    assert config.protocol.negatives.exclude is Exclude.positive
+    assert (config.optimizer.lr, config.optimizer.lr_decay, config.optimizer.eps) == (1e-3, 0.5, 1e-8)
+    trainer = config.trainer
+    assert (trainer.batch_size, trainer.eval_batch_size, trainer.max_epochs) == (128, 128, 3)
+    assert (trainer.validate_every, trainer.patience) == (100, None)
 
 
 MISTAKES = [
-    ("model.lrr=0.1", ["model.lrr", "hidden, input_norm"]),
+    ("model.lrr=0.1", ["model.lrr", "hidden, mlp"]),
     ("model.lr=0.1", ["model.lr", "did you mean optimizer.lr?"]),
     ("model.hiden=3", ["model.hiden", "did you mean hidden?"]),
     ("modle.hidden=3", ["modle.hidden", "did you mean model?"]),
@@ -88,7 +112,9 @@ MISTAKES = [
     ("trainer.devices=many", ["trainer.devices=many", "-1 for all"]),
     ("trainer.devices=0", ["trainer.devices=0", "-1 for all"]),
     ("task=test", ["checkpoint is missing"]),
-    ("data=events", ["data.path is missing"]),
+    ("data=events", ["data.path is missing", "event file"]),
+    ("data=reference", ["data.path is missing", "published layout"]),
+    ("quirks.batch_dise=true", ["quirks.batch_dise", "did you mean batch_dice?"]),
 ]
 
 

@@ -21,6 +21,7 @@ from rich.progress import Progress
 from deepinterest import models
 from deepinterest.config import ExperimentConfig, Task, TrainerConfig
 from deepinterest.data.datamodule import InteractionData
+from deepinterest.data.layout_export import export
 from deepinterest.data.store import STAGES, Store
 from deepinterest.errors import UserError
 from deepinterest.nn.embedding import Features
@@ -56,6 +57,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         seed=config.seed,
         auxiliary=getattr(config.model, "aux_negatives", None),
         cache=config.paths.cache,
+        quirks=config.quirks,
     )
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"Preparing {config.data.name}", total=len(STAGES))
@@ -64,6 +66,10 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         )
     store = data.store
     console.print(run_folder.card_table(store.card))
+    if config.task is Task.export_reference:
+        export(store, folder / "layout")
+        log.info("The published layout of %s is in %s.", config.data.name, folder / "layout")
+        return {f"{name}_rows": float(samples.rows) for name, samples in store.samples.items()}
     log.info("%s on %s, seed %d, in %s", config.model.name, config.data.name, config.seed, folder)
     model = _model(config, store)
 
@@ -75,7 +81,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     torch.set_flush_denormal(True)  # rows long untouched decay into denormals, which are slow
     try:
         curves, speed = Curves(), Throughput()
-        trainer = _trainer(config.trainer, folder, data, logger, [curves, speed])
+        trainer = _trainer(config, folder, data, logger, [curves, speed])
         checkpoint = Path(config.checkpoint) if config.checkpoint and config.task is Task.test else folder / "best.ckpt"
         if config.task is Task.train:
             trainer.fit(model, datamodule=data)
@@ -99,8 +105,8 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
             loggers.log_images(logger, drawn)
             if logger:
                 logger.log_metrics(probes, trainer.global_step)
-            predictions = run_folder.predictions(store, label, probability, trainer.world_size)
-            run_folder.write(folder, resolved, store.card, metrics, predictions, drawn)
+            predictions = run_folder.predictions(store, label, probability, data.test_dataloader().row_order())
+            run_folder.write(folder, resolved, store.card, metrics, curves.points, predictions, drawn)
             log.info(
                 "test auc %.4f, gauc %.4f, logloss %.4f", *(metrics[f"test/{m}"] for m in ("auc", "gauc", "logloss"))
             )
@@ -145,26 +151,30 @@ def _model(config: ExperimentConfig, store: Store) -> ClickModel:
         user_catalogue=torch.from_numpy(np.array(store.user_catalogue)),
         user_sizes=store.user_sizes,
     )
+    if config.quirks.first_user_for_unknown:
+        features = features.without_unknown_user()
     return ClickModel(
-        models.build(features, config.model),
+        models.build(features, config.model, config.quirks),
         config.optimizer,
         config.evaluation,
+        config.quirks,
         aux_weight=getattr(config.model, "aux_weight", 0.0),
         vocabulary_hash=store.vocabulary_hash,
     )
 
 
 def _trainer(
-    config: TrainerConfig, folder: Path, data: InteractionData, logger: Any, callbacks: list[Callback]
+    experiment: ExperimentConfig, folder: Path, data: InteractionData, logger: Any, callbacks: list[Callback]
 ) -> L.Trainer:
+    config, monitor = experiment.trainer, "val/published_auc" if experiment.quirks.published_auc else "val/auc"
     steps = len(data.train_dataloader())
-    interval = max(1, min(steps // config.validations_per_epoch, config.max_steps or steps))
+    interval = max(1, min(config.validate_every or steps // config.validations_per_epoch, config.max_steps or steps))
     callbacks = [
         *callbacks,
         ModelCheckpoint(
             dirpath=folder,
             filename="best",
-            monitor="val/auc",
+            monitor=monitor,
             mode="max",
             save_last=True,
             enable_version_counter=False,
@@ -172,7 +182,7 @@ def _trainer(
         ),
     ]
     if config.patience:
-        callbacks.append(EarlyStopping(monitor="val/auc", mode="max", patience=config.patience))
+        callbacks.append(EarlyStopping(monitor=monitor, mode="max", patience=config.patience))
     progress = config.progress and sys.stderr.isatty()
     if progress:
         callbacks.append(RichProgressBar())
@@ -184,6 +194,7 @@ def _trainer(
         max_epochs=config.max_epochs,
         max_steps=config.max_steps or -1,
         val_check_interval=interval,
+        check_val_every_n_epoch=None if config.validate_every else 1,  # None counts steps across epochs
         num_sanity_val_steps=0,
         log_every_n_steps=LOG_EVERY,
         use_distributed_sampler=False,  # it would pad evaluation; the loader shards by itself
@@ -206,7 +217,9 @@ def _load(path: Path, model: ClickModel) -> ClickModel:
         raise UserError(
             f"checkpoint={path} can't be read as a checkpoint of this program ({type(error).__name__})."
         ) from error
-    if vocabulary != model.vocabulary_hash:
+    if vocabulary is None:
+        log.warning("%s doesn't say which vocabulary it was trained with; make sure that it is this data set's.", path)
+    elif vocabulary != model.vocabulary_hash:
         raise UserError(
             f"checkpoint={path} was trained with another vocabulary ({vocabulary}) than this data set's "
             f"({model.vocabulary_hash}); give the data.* and protocol.* settings it was trained with."

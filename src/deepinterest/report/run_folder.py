@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from deepinterest.data.datamodule import InteractionData
-from deepinterest.data.loader import Samples, ranges
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
 from deepinterest.report import plots
@@ -57,15 +56,14 @@ def probes(store: Store) -> dict[str, float]:
     return {f"probe/{name}_auc": auc(score) for name, score in store.probes.items()}
 
 
-def predictions(store: Store, label: np.ndarray, probability: np.ndarray, world: int) -> pl.DataFrame:
+def predictions(store: Store, label: np.ndarray, probability: np.ndarray, order: np.ndarray) -> pl.DataFrame:
     """Raw user and item, label and probability of each test row, in the store's order.
 
-    label and probability (R,) come as `world` processes collected them, one process after the other.
+    label and probability (R,) come as the processes collected them: of the store's rows order[0], order[1], ….
     """
     samples = store.samples["test"]
-    order = _row_order(samples, world)
     row = np.empty_like(order)
-    row[order] = np.arange(len(order))  # back from the processes' shares to the store's order
+    row[order] = np.arange(len(order))  # back to the store's order
     user = np.repeat(samples.user, np.diff(samples.candidate_offsets))
     items = pl.Series(store.item_names())
     return pl.DataFrame(
@@ -76,12 +74,6 @@ def predictions(store: Store, label: np.ndarray, probability: np.ndarray, world:
             "probability": probability[row],
         }
     )
-
-
-def _row_order(samples: Samples, world: int) -> np.ndarray:
-    groups = np.concatenate([np.arange(rank, len(samples), world) for rank in range(world)])
-    first = samples.candidate_offsets[groups]
-    return ranges(first, samples.candidate_offsets[groups + 1] - first)[0]
 
 
 def figures(
@@ -100,7 +92,8 @@ def figures(
 @torch.inference_mode()
 def _attention_rows(model: ClickModel, data: InteractionData) -> list[plots.AttentionRow]:
     store, loader = data.store, data.test_dataloader()
-    groups = np.linspace(0, len(loader.samples) - 1, ATTENTION_ROWS).astype(np.int64)
+    touched = np.searchsorted(loader.samples.candidate_offsets, np.flatnonzero(loader.samples.label), side="right") - 1
+    groups = touched[np.linspace(0, len(touched) - 1, ATTENTION_ROWS).astype(np.int64)]
     batch = loader.batch(np.unique(groups), np.random.default_rng(0)).to(model.device)
     model.eval()
     weights, pairs = model.network.attention_weights(batch)  # type: ignore[operator]
@@ -126,6 +119,7 @@ def write(
     resolved: dict[str, Any],
     card: dict[str, Any],
     metrics: dict[str, float],
+    curves: dict[str, list[tuple[int, float]]],
     predictions: pl.DataFrame,
     drawn: dict[str, Figure],
 ) -> None:
@@ -137,6 +131,7 @@ def write(
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(resolved)),
         "environment.json": json.dumps(environment, indent=2),
         "data_card.json": json.dumps(card, indent=2),
+        "curves.json": json.dumps({name: points for name, points in curves.items() if points}),
         "metrics.json": json.dumps(metrics, indent=2),
     }
     try:
