@@ -18,10 +18,14 @@ SMALL = (
     "logger=none",
 )  # fmt: skip
 SYNTHETIC = ("data=synthetic", "data.users=200", "data.events_per_user=12")
+RECURRENT = ("model.attention=[8,4]", "model.hidden=8")
 NETWORK = {
     "dnn": (),
+    "wide_deep": (),
+    "pnn": (),
     "din": ("model.attention=[8,4]",),
-    "dien": ("model.attention=[8,4]", "model.hidden=8", "model.aux_net=[8,4]"),
+    **dict.fromkeys(("gru_attention", "aigru", "agru", "augru"), RECURRENT),
+    "dien": (*RECURRENT, "model.aux_net=[8,4]"),
 }
 
 Settings = Callable[..., tuple[ExperimentConfig, dict[str, Any]]]
@@ -32,7 +36,7 @@ def small() -> Callable[..., list[str]]:
     """Overrides of a small run: `small("din", *more)`."""
 
     def overrides(model: str, *more: str) -> list[str]:
-        source = () if "data=events" in more else SYNTHETIC
+        source = () if any(override.startswith("data=") for override in more) else SYNTHETIC
         return [*source, *SMALL, f"model={model}", *NETWORK[model], *more]
 
     return overrides

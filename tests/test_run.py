@@ -131,6 +131,64 @@ def test_seed_decides(go: Callable[..., Run], trained: dict[str, Run], model: st
     assert other.predictions.drop("probability").equals(again.predictions.drop("probability"))
 
 
+@pytest.mark.parametrize("model", ["wide_deep", "pnn", "gru_attention", "aigru", "agru", "augru"])
+def test_every_other_network_runs(go: Callable[..., Run], model: str, tmp_path: Path) -> None:
+    run = go(model, tmp_path)
+    assert auc_of(run.predictions) == run.metrics["test/auc"]
+
+
+def test_validation_by_steps_counts_across_epochs(go: Callable[..., Run], tmp_path: Path) -> None:
+    run = go("dnn", tmp_path, "trainer.max_epochs=2", "trainer.validate_every=10", "trainer.patience=null")
+    steps = [step for step, _ in json.loads((run.folder / "curves.json").read_text())["val/auc"]]
+    assert steps == list(range(10, int(run.metrics["steps"]) + 1, 10))
+    assert run.metrics["steps"] / 2 % 10 != 0  # else an epoch's end would hide a count that starts anew
+
+
+# ------------------------------------------------------------------------------------------------------- the reference
+
+
+@pytest.fixture(scope="module")
+def layout(go: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic log in the published files."""
+    folder = tmp_path_factory.mktemp("export")
+    go("dnn", folder, "task=export_reference", "protocol=last_event")
+    return folder / "run" / "layout"
+
+
+@pytest.mark.parametrize("model", ["wide_deep", "din", "dien"])
+def test_reference_run(go: Callable[..., Run], layout: Path, model: str, tmp_path: Path) -> None:
+    published = (
+        "reference=true",
+        "data=reference",
+        f"data.path={layout}",
+        "protocol=last_event",
+        "trainer.patience=null",
+    )
+    run = go(model, tmp_path, *published, "trainer.batch_size=32", "trainer.eval_batch_size=32", "trainer.max_epochs=2")
+    metrics = run.metrics
+    rows = json.loads((run.folder / "data_card.json").read_text())
+    assert metrics["steps"] == 2 * -(-(rows["train_rows"] + rows["validation_rows"]) // 32)  # nobody is held out
+    assert metrics["val/auc"] == metrics["test/auc"] == auc_of(run.predictions)
+    curve = json.loads((run.folder / "curves.json").read_text())["val/published_auc"]
+    assert metrics["test/published_auc"] == pytest.approx(max(auc for _, auc in curve), abs=1e-6)  # float32 in curves
+    assert metrics["test/published_auc"] <= metrics["test/auc"] + 1e-9
+    again = go(model, tmp_path / "again", *published, "trainer.batch_size=32", "trainer.eval_batch_size=32",
+               "trainer.max_epochs=2")  # fmt: skip
+    assert again.lasting == run.lasting
+
+
+def test_one_quirk_corrected(go: Callable[..., Run], layout: Path, tmp_path: Path) -> None:
+    published = ("reference=true", "data=reference", f"data.path={layout}", "protocol=last_event")
+    run = go("din", tmp_path, *published, "quirks.best_of_test=false")
+    state = torch.load(run.folder / "best.ckpt", weights_only=True)["state_dict"]
+    rows = json.loads((run.folder / "data_card.json").read_text())
+    users = (rows["train_rows"] + rows["validation_rows"]) // 2
+    assert len(state["network.users.tables.0.weight"]) == users  # no row for the unknown user
+    other = go("din", tmp_path / "other", *published, "quirks.first_user_for_unknown=false")
+    state = torch.load(other.folder / "best.ckpt", weights_only=True)["state_dict"]
+    assert len(state["network.users.tables.0.weight"]) == users + 1
+
+
 def test_fewer_steps_than_a_validation_interval(go: Callable[..., Run], tmp_path: Path) -> None:
     run = go("dnn", tmp_path, "trainer.max_steps=2", "trainer.validations_per_epoch=1")
     assert run.metrics["steps"] == 2

@@ -160,6 +160,7 @@ def _model(config: ExperimentConfig, store: Store) -> ClickModel:
         config.quirks,
         aux_weight=getattr(config.model, "aux_weight", 0.0),
         vocabulary_hash=store.vocabulary_hash,
+        name=config.model.name,
     )
 
 
@@ -190,7 +191,7 @@ def _trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         strategy=config.strategy,
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=config.precision,
         max_epochs=config.max_epochs,
         max_steps=config.max_steps or -1,
         val_check_interval=interval,
@@ -228,7 +229,7 @@ def _load(path: Path, model: ClickModel) -> ClickModel:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
-            f"checkpoint={path} holds another model than the config describes; give the model.* settings it was "
-            f"trained with. {str(error).splitlines()[-1].strip()}"
+            f"checkpoint={path} holds another model than the config describes; give the model.* and quirks.* settings it "
+            f"was trained with (reference=true sets them all). {str(error).splitlines()[-1].strip()}"
         ) from error
     return model

@@ -43,7 +43,7 @@ def test_published_order_sorts_runs_of_twenty_batches() -> None:
     batches = list(loader)
     # 24 rows: a run of 20 rows (10 users) longest first, then a run of 4 rows (2 users)
     lengths = [int(b.offsets[-1]) for b in batches]
-    assert lengths == sorted(np.repeat(LENGTHS[:10], 2).tolist(), reverse=True) + [3, 3, 2, 2]
+    assert lengths == [*sorted(np.repeat(LENGTHS[:10], 2).tolist(), reverse=True), 3, 3, 2, 2]
     assert [len(b) for b in published(log, samples, batch_size=7)] == [7, 7, 7, 3]  # a short last batch is kept
     again = [b.candidates.tolist() for b in loader]
     assert again == [b.candidates.tolist() for b in batches]  # every epoch is the same
@@ -55,7 +55,7 @@ def test_published_order_never_crosses_a_run() -> None:
     log, samples = pairs()
     rows = samples.merged(samples).merged(samples.merged(samples)).merged(samples)  # 120 rows
     loader = published(log, rows, batch_size=3)
-    first = np.concatenate([b for b in loader._sorted or []][:PUBLISHED_BUFFER])
+    first = np.concatenate(list(loader._sorted or [])[:PUBLISHED_BUFFER])
     assert sorted(first.tolist()) == list(range(60))
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
+from deepinterest.models.network import AttentionNetwork
 from deepinterest.report import plots
 from deepinterest.training import scores
 from deepinterest.training.callbacks import Curves
@@ -84,19 +85,19 @@ def figures(
     kept = {name: points for name, points in curves.points.items() if points and name.partition("/")[2] in CURVES}
     if kept:
         drawn["learning_curves"] = plots.learning_curves(kept)
-    if hasattr(model.network, "attention_weights"):
-        drawn["attention"] = plots.attention(_attention_rows(model, data))
+    if isinstance(model.network, AttentionNetwork):
+        drawn["attention"] = plots.attention(_attention_rows(model, model.network, data))
     return drawn
 
 
 @torch.inference_mode()
-def _attention_rows(model: ClickModel, data: InteractionData) -> list[plots.AttentionRow]:
+def _attention_rows(model: ClickModel, network: AttentionNetwork, data: InteractionData) -> list[plots.AttentionRow]:
     store, loader = data.store, data.test_dataloader()
     touched = np.searchsorted(loader.samples.candidate_offsets, np.flatnonzero(loader.samples.label), side="right") - 1
     groups = touched[np.linspace(0, len(touched) - 1, ATTENTION_ROWS).astype(np.int64)]
     batch = loader.batch(np.unique(groups), np.random.default_rng(0)).to(model.device)
     model.eval()
-    weights, pairs = model.network.attention_weights(batch)  # type: ignore[operator]
+    weights, pairs = network.attention_weights(batch)
     probability = model(batch)
     names = store.item_names()
     rows = []

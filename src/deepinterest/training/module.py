@@ -25,6 +25,7 @@ class ClickModel(L.LightningModule):
     Args:
         network: its `embeddings` are the tables that DeferredAdam watches.
         vocabulary_hash: of the data set; kept in the checkpoint, where another one is refused.
+        name: the model's name in the config; kept in the checkpoint.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class ClickModel(L.LightningModule):
         *,
         aux_weight: float = 0.0,
         vocabulary_hash: str = "",
+        name: str = "",
     ) -> None:
         super().__init__()
         self.network = network
         self.optimizer_config, self.aux_weight = optimizer, aux_weight
         self.quirks = quirks or Quirks()
-        self.vocabulary_hash = vocabulary_hash
+        self.vocabulary_hash, self.name = vocabulary_hash, name
         self.val_metrics = ClickMetrics(evaluation, self.quirks.published_auc)
         self.test_metrics = ClickMetrics(evaluation, self.quirks.published_auc)
         self.scores: dict[str, float] = {}  # the latest, as computed: Lightning rounds what is logged to float32
@@ -98,4 +100,4 @@ class ClickModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["vocabulary_hash"] = self.vocabulary_hash
+        checkpoint |= {"vocabulary_hash": self.vocabulary_hash, "model": self.name}
