@@ -229,7 +229,7 @@ def _load(path: Path, model: ClickModel) -> ClickModel:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
-            f"checkpoint={path} holds another model than the config describes; give the model.* and quirks.* settings it "
-            f"was trained with (reference=true sets them all). {str(error).splitlines()[-1].strip()}"
+            f"checkpoint={path} holds another model than the config describes; give the model.* and quirks.* settings "
+            f"it was trained with (reference=true sets them all). {str(error).splitlines()[-1].strip()}"
         ) from error
     return model
