@@ -108,6 +108,22 @@ def test_comparison(tmp_path: Path) -> None:
     assert found.value == pytest.approx(np.mean([aucs["dien", seed] - aucs["din", seed] for seed in (1, 2)]), abs=1e-9)
 
 
+def test_a_folder_of_runs_as_baseline(tmp_path: Path) -> None:
+    plain = {"optimizer": {"lr": 0.1, "eps": 1}}
+    for seed in (1, 2):
+        write_run(tmp_path, f"base/{seed}", "din", seed, noise=1.5, config=plain)
+        write_run(tmp_path, f"faster-{seed}", "din", seed, noise=0.5, config={"optimizer": {"lr": 0.2, "eps": 1}})
+        write_run(tmp_path, f"rounder-{seed}", "din", seed, noise=1.5, config={"optimizer": {"lr": 0.1, "eps": 2}})
+        write_run(tmp_path, f"dnn-{seed}", "dnn", seed, noise=1.5, config=plain)
+    text = results_table(collect([tmp_path]), str(tmp_path / "base"))
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.endswith("| 1, 2 |")]
+    assert rows == ["din", "din (optimizer.lr=0.2)", "din (optimizer.eps=2)", "dnn"]
+    compared = [line.partition(":")[0] for line in text.splitlines() if line.endswith("(seeds 1, 2)")]
+    assert compared == ["- din (optimizer.lr=0.2)", "- din (optimizer.eps=2)", "- dnn"]
+    with pytest.raises(UserError, match="has no run here"):
+        results_table(collect([tmp_path / "base"]), str(tmp_path / "dnn-1"))
+
+
 def test_predictions_must_be_of_the_same_rows(tmp_path: Path) -> None:
     write_run(tmp_path, "a", "din", 1)
     other = write_run(tmp_path, "b", "dnn", 1)
@@ -147,7 +163,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "runs"), "--baseline", "dnn"]) == 1
     said = capsys.readouterr()
     assert "No run lies in" in said.err
-    assert "'dnn' has no run here; the models are: din." in said.err
+    assert "'dnn' has no run here; name a folder of runs or one of din." in said.err
 
 
 def test_report_needs_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""`python -m deepinterest.report FOLDER… [--baseline MODEL] [--out FILE.md]`: results of runs as Markdown."""
+"""`python -m deepinterest.report FOLDER… [--baseline MODEL|FOLDER] [--out FILE.md]`: results of runs as Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the tables, writes them to --out too; returns 1 after a sentence on stderr for a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m deepinterest.report", description="Results of runs as Markdown.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="searched, with all below it, for runs")
-    parser.add_argument("--baseline", metavar="MODEL", help="compare the AUC of every model with this one's")
+    parser.add_argument("--baseline", metavar="MODEL|FOLDER", help="compare each AUC with this one's")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the Markdown here as well")
     options = parser.parse_args(arguments)
     try:

@@ -58,15 +58,16 @@ def collect(folders: Iterable[str | Path]) -> list[Run]:
 def results_table(runs: Sequence[Run], baseline: str | None = None) -> str:
     """Markdown, one block per split: a row per model, mean ± standard deviation over seeds.
 
-    With `baseline` (a model's name), each other model's AUC difference from it with a 95 % interval: a paired
-    bootstrap over users, on the seeds that both have. Raises UserError where predictions are needed and missing.
+    With `baseline` (a model's name, or a folder of runs), each other row's AUC difference from it with a 95 % interval:
+    a paired bootstrap over users, on the seeds that both have. Rows of a baseline folder's model then are labelled by
+    what they do otherwise. Raises UserError where predictions are needed and missing.
     """
     blocks: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         blocks.setdefault((run.protocol, run.split), []).append(run)
-    if baseline is not None and not any(run.model == baseline for run in runs):
+    if baseline is not None and not any(_is_baseline(run, baseline) for run in runs):
         known = ", ".join(sorted({run.model for run in runs}))
-        raise UserError(f"The baseline {baseline!r} has no run here; the models are: {known}.")
+        raise UserError(f"The baseline {baseline!r} has no run here; name a folder of runs or one of {known}.")
     return "\n\n".join(_block(blocks[key], baseline) for key in sorted(blocks)) + "\n"
 
 
@@ -148,15 +149,29 @@ def _splits(runs: Sequence[Run]) -> list[list[Run]]:
     return [[run for run in runs if (run.protocol, run.split) == key] for key in keys]
 
 
-def _variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Rows of a table: the model, with the settings in which its runs differ; each row's runs by seed."""
+def _is_baseline(run: Run, baseline: str) -> bool:
+    return run.model == baseline or run.folder.is_relative_to(Path(baseline).resolve())
+
+
+def _variants(runs: Sequence[Run], baseline: str | None) -> dict[str, list[Run]]:
+    """Rows of a table: the model, with the settings in which its runs differ; each row's runs by seed.
+
+    Where a folder is the baseline, the runs of its model show only what differs from its first run.
+    """
     rows: dict[str, list[Run]] = {}
     for model in sorted({run.model for run in runs}):
         mine = [run for run in runs if run.model == model]
         keys = sorted({key for run in mine for key in run.settings})
         differing = [key for key in keys if len({run.settings.get(key) for run in mine}) > 1]
+        usual: dict[str, str] = {}
+        if baseline is not None and baseline != model:
+            usual = next((run.settings for run in mine if _is_baseline(run, baseline)), {})
         for run in sorted(mine, key=lambda run: (run.seed, run.folder)):
-            settings = ", ".join(f"{key}={run.settings.get(key, 'unset')}" for key in differing)
+            settings = ", ".join(
+                f"{key}={run.settings.get(key, 'unset')}"
+                for key in differing
+                if key not in usual or run.settings.get(key) != usual[key]
+            )
             rows.setdefault(f"{model} ({settings})" if settings else model, []).append(run)
     return rows
 
@@ -176,7 +191,7 @@ def _block(runs: Sequence[Run], baseline: str | None) -> str:
     data = ", ".join(sorted({run.data for run in runs}))
     rows: dict[str, list[Run]] = {}
     notes = []
-    for label, mine in _variants(runs).items():
+    for label, mine in _variants(runs, baseline).items():
         newest = {run.seed: run for run in sorted(mine, key=lambda run: (run.folder / "metrics.json").stat().st_mtime)}
         rows[label] = [newest[seed] for seed in sorted(newest)]
         if len(newest) < len(mine):
@@ -213,7 +228,7 @@ def _probes(runs: Sequence[Run]) -> str:
 
 def _comparison(rows: dict[str, list[Run]], baseline: str) -> list[str]:
     """A line per model against the baseline."""
-    base = [label for label, runs in rows.items() if runs[0].model == baseline]
+    base = [label for label, runs in rows.items() if _is_baseline(runs[0], baseline)]
     if not base:
         return [f"No run of the baseline {baseline} is on this split."]
     if len(base) > 1:
