@@ -50,8 +50,7 @@ def test_every_schema_has_a_file() -> None:
 
 def test_experiments_state_what_they_change() -> None:
     config = load("experiment=globo_time_matched", "data.path=a.csv")
-    assert (config.data.category_missing, config.data.columns.category) == ("-1", "category")
-    assert config.data.limit_users == 60000
+    assert (config.data.name, config.data.path, config.data.limit_users) == ("globo", "a.csv", 60000)
     assert config.protocol.name == "leave_last_out"
     assert config.protocol.negatives.distribution is Distribution.time_matched
     targets = config.protocol.targets_per_user
@@ -101,6 +100,7 @@ MISTAKES = [
     ("protocol.negatives.distribution=popular", ["protocol.negatives.distribution", "did you mean popularity?"]),
     ("seed=1,2", ["seed=1,2", "--multirun"]),
     ("foo=[", ["foo=["]),
+    ("data.label=rating>=4", ["'data.label=rating>=4'", """as in 'data.label="rating>=4"'"""]),
     ("model.hidden=0", ["model.hidden=0", "at least 1"]),
     ("optimizer.lr=0", ["optimizer.lr=0", "more than 0"]),
     ("optimizer.lr=nan", ["optimizer.lr=nan", "more than 0"]),

@@ -66,8 +66,11 @@ class LoggerMode(Enum):
 
 
 class Task(Enum):
+    prepare = "prepare"  # fill the cache ahead and print the folder; no model
+    data = "data"  # the data card with plots, and what was dropped and why; no model
     train = "train"  # fit, then test the best checkpoint once
     test = "test"  # test a checkpoint
+    probe = "probe"  # what a checkpoint's AUC is made of: docs/protocols.md
     export_reference = "export_reference"  # write the rows of protocol=last_event in the published layout
 
 
@@ -92,6 +95,7 @@ class DataConfig:
     min_item_count: int = ranged(1, low=1)  # items with fewer training events share the unknown id 0
     core: int = ranged(1, low=1)  # keep users and items with at least so many events each, iterated: 5 for a 5-core
     ties: Ties = Ties.random  # order of a user's events at one time
+    buckets: int = ranged(20, low=2, high=10_000)  # of a quantity: equally many training events fall into each
 
 
 @dataclass
@@ -109,7 +113,11 @@ class EventColumns:
     item: str = "item"
     timestamp: str = "timestamp"
     category: str | None = None
-    label: str | None = None
+    label: str | None = None  # 1 for a touch, 0 for an item shown in vain; protocol=labelled takes both
+    user_features: list[str] = field(default_factory=list)  # one value a user, such as [gender,age]
+    item_features: list[str] = field(default_factory=list)  # one value an item, such as [brand,price]
+    context_features: list[str] = field(default_factory=list)  # of the event itself, such as [hour,device]
+    numeric: list[str] = field(default_factory=list)  # those of the features that are quantities; floats always are
 
 
 class TimestampUnit(Enum):
@@ -131,6 +139,51 @@ class EventFileConfig(DataConfig):
     category_missing: str | None = None  # the value that means: category not known
 
 
+MovieLensVersion = Enum("MovieLensVersion", {
+    "100k": "100k", "1m": "1m", "10m": "10m", "20m": "20m", "25m": "25m", "32m": "32m",
+    "latest-small": "latest-small",
+})  # fmt: skip
+
+
+@dataclass
+class MovieLensConfig(DataConfig):
+    """Ratings of films, in every format MovieLens has been published in; the category is a film's first genre."""
+
+    name: str = "movielens"
+    path: str | None = None  # a zip as published, or the folder of its files
+    version: MovieLensVersion | None = None  # or which one: taken from `folder`, fetched if it isn't there
+    folder: str | None = None  # of fetched files; null: raw/movielens of the user's cache folder
+    label: str | None = None  # "rating>=4": 1 where it holds, 0 elsewhere, for protocol=labelled; null: all are events
+
+
+class Behaviour(Enum):
+    pv = "pv"  # a click: the page of an item was viewed
+    buy = "buy"
+    cart = "cart"
+    fav = "fav"
+
+
+@dataclass
+class TaobaoConfig(DataConfig):
+    """Taobao's user behaviour: 100 million events of nine days, without a header line."""
+
+    name: str = "taobao"
+    path: str | None = None  # UserBehavior.csv, plain, gz or zip; null: of raw/taobao in the user's cache folder
+    behaviours: list[Behaviour] = ranged(list(Behaviour))  # that count as events
+    first_time: str | None = "2017-11-25"  # events before are left out; a date or ISO time in Beijing; null: no limit
+    last_time: str | None = "2017-12-03"  # events after are left out; a date means to its end
+
+
+@dataclass
+class GloboConfig(DataConfig):
+    """Clicks on the news of Globo.com."""
+
+    name: str = "globo"
+    # A folder or zip of clicks_hour_NNN.csv and articles_metadata.csv; or one table, such as Parquet, of user, item,
+    # timestamp and category (-1: not known). Null: raw/globo of the user's cache folder.
+    path: str | None = None
+
+
 @dataclass
 class ReferenceDataConfig(DataConfig):
     """Files of the published pipeline: a folder with `item-info`, `reviews-info` and so on, or a tar of it."""
@@ -138,6 +191,27 @@ class ReferenceDataConfig(DataConfig):
     name: str = "reference"
     path: str = MISSING
     ties: Ties = Ties.file
+
+
+class ItemCategory(Enum):
+    first_path_last = "first_path_last"  # the last of the first path, as DIEN's code has it
+    last_path_last = "last_path_last"  # the last of the last path, as DIN's code has it
+    main = "main"  # the first of the first path (2014), main_cat (2018), main_category (2023)
+    brand = "brand"  # brand (2014, 2018), store (2023)
+
+
+@dataclass
+class AmazonConfig(DataConfig):
+    """Amazon reviews of 2014, 2018 or 2023: by paths, or by category and year."""
+
+    name: str = "amazon"
+    reviews: str | None = None  # a file of reviews, plain or gz
+    metadata: str | None = None  # of its items; null: items have no category
+    category: str | None = None  # or Books, Electronics, …: taken from `folder`, fetched if it isn't there
+    year: int = ranged(2014, low=2014, high=2023)  # of `category`: 2014, 2018 or 2023
+    five_core: bool = False  # of `category`: the published 5-core (2014 and 2018), not all reviews
+    folder: str | None = None  # of fetched files; null: raw/amazon of the user's cache folder
+    item_category: ItemCategory = ItemCategory.first_path_last  # which of an item's categories; 2018 and 2023: one path
 
 
 @dataclass
@@ -219,6 +293,19 @@ class LastEventConfig(ProtocolConfig):
     negatives: NegativesConfig = field(default_factory=lambda: NegativesConfig(exclude=Exclude.positive))
     test_share: float = ranged(0.1, above=0, high=0.9)  # of the users
     validation_share: float = ranged(0.05, above=0, high=0.9)  # of the users that are left
+
+
+@dataclass
+class LabelledConfig(ProtocolConfig):
+    """Your own impressions with labels of 0 and 1, cut in global time; no negatives are drawn.
+
+    A row's history is what its user touched strictly before it. `targets_per_user` limits the rows of a user.
+    """
+
+    name: str = "labelled"
+    targets_per_user: TargetsPerUser = field(default_factory=lambda: TargetsPerUser(None, None, None))
+    train_share: float = ranged(0.8, above=0, high=0.98)  # of the impressions
+    validation_share: float = ranged(0.1, above=0, high=0.98)
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -399,7 +486,7 @@ class ExperimentConfig:
 
     task: Task = Task.train
     seed: int = ranged(1, low=0, high=2**31 - 1)  # of initial weights, batch order and auxiliary negatives
-    checkpoint: str | None = None  # task=test: the checkpoint to test
+    checkpoint: str | None = None  # task=test, task=probe: the checkpoint to look at
     data: Any = MISSING
     protocol: Any = MISSING
     model: Any = MISSING
@@ -417,12 +504,21 @@ class ExperimentConfig:
 LOGGERS = ("wandb", "csv", "tensorboard", "none")
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {
+        "amazon": AmazonConfig,
         "completejourney": CompleteJourneyConfig,
+        "globo": GloboConfig,
+        "movielens": MovieLensConfig,
+        "taobao": TaobaoConfig,
         "events": EventFileConfig,
         "reference": ReferenceDataConfig,
         "synthetic": SyntheticConfig,
     },
-    "protocol": {"temporal": TemporalConfig, "leave_last_out": LeaveLastOutConfig, "last_event": LastEventConfig},
+    "protocol": {
+        "temporal": TemporalConfig,
+        "leave_last_out": LeaveLastOutConfig,
+        "last_event": LastEventConfig,
+        "labelled": LabelledConfig,
+    },
     "model": {
         "dnn": DNNConfig,
         "wide_deep": WideDeepConfig,
@@ -482,10 +578,16 @@ def check(config: ExperimentConfig) -> None:
     """Raise a UserError for the first value that is out of its range."""
     _check_ranges(config, "")
     protocol, logger = config.protocol, config.logger
-    if isinstance(protocol, TemporalConfig) and protocol.train_share + protocol.validation_share >= 1:
+    shares = isinstance(protocol, TemporalConfig | LabelledConfig)
+    if shares and protocol.train_share + protocol.validation_share >= 1:
         raise UserError(
             f"protocol.train_share={protocol.train_share} and protocol.validation_share={protocol.validation_share} "
             "leave nothing to test: their sum must be less than 1"
+        )
+    if isinstance(protocol, LabelledConfig) and protocol.negatives != NegativesConfig():
+        raise UserError(
+            "protocol.negatives is not possible with protocol=labelled, where impressions with label 0 are the "
+            "negatives: leave it out"
         )
     if isinstance(config.trainer, TrainerConfig):
         _check_devices(config.trainer.devices)
@@ -493,8 +595,10 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(
             f"logger.name={logger.name} is not possible: one of {', '.join(LOGGERS)}{nearest(logger.name, LOGGERS)}"
         )
-    if config.task is Task.test and config.checkpoint is None:
-        raise UserError("checkpoint is missing: task=test needs one, checkpoint=outputs/runs/.../best.ckpt")
+    if config.task in (Task.test, Task.probe) and config.checkpoint is None:
+        raise UserError(
+            f"checkpoint is missing: task={config.task.name} needs one, checkpoint=outputs/runs/.../best.ckpt"
+        )
 
 
 def _check_keys(config: DictConfig, path: str) -> None:
@@ -522,7 +626,7 @@ def _check_ranges(node: Any, path: str) -> None:
             _check_ranges(value, f"{key}.")
         elif isinstance(value, list) and entry.metadata:
             if not value:
-                raise UserError(f"{key}=[] is not possible: the list needs at least one number")
+                raise UserError(f"{key}=[] is not possible: the list needs at least one entry")
             for index, element in enumerate(value):
                 _check_range(f"{key}[{index}]", element, entry.metadata)
         elif entry.metadata:

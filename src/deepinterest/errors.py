@@ -39,7 +39,11 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read the argument '{error.override}': write key=value, and quote values with spaces or commas"
+        quoted = "'data.label=\"rating>=4\"'"
+        return (
+            f"cannot read the argument '{error.override}': write key=value, and quote values with spaces, commas, < or "
+            f">, as in {quoted}"
+        )
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
         if isinstance(cause, ConfigAttributeError | ConfigKeyError):

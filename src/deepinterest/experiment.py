@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -25,7 +26,7 @@ from deepinterest.data.layout_export import export
 from deepinterest.data.store import STAGES, Store
 from deepinterest.errors import UserError
 from deepinterest.nn.embedding import Features
-from deepinterest.report import run_folder
+from deepinterest.report import data_card, probing, run_folder
 from deepinterest.training import loggers
 from deepinterest.training.callbacks import Curves, Throughput
 from deepinterest.training.module import LOG_EVERY, ClickModel
@@ -46,7 +47,8 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     console = Console(stderr=True, quiet=bool(getattr(rank_zero_only, "rank", 0)))  # of several processes one speaks
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    _check_device(config.trainer)
+    if config.task not in (Task.prepare, Task.data):
+        _check_device(config.trainer)
     L.seed_everything(config.seed, verbose=False)
 
     data = InteractionData(
@@ -65,12 +67,26 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
             lambda stage: bar.update(task, advance=1, description=f"Preparing {config.data.name}: {stage}")
         )
     store = data.store
+    if config.task is Task.prepare:
+        print(store.folder)
+        return {}
+    if config.task is Task.data:
+        data_card.show(console, store.card)
+        data_card.write(folder, resolved, store, config.protocol.max_history)
+        return {f"{name}_rows": float(samples.rows) for name, samples in store.samples.items()}
     console.print(run_folder.card_table(store.card))
     if config.task is Task.export_reference:
         export(store, folder / "layout")
         log.info("The published layout of %s is in %s.", config.data.name, folder / "layout")
         return {f"{name}_rows": float(samples.rows) for name, samples in store.samples.items()}
     log.info("%s on %s, seed %d, in %s", config.model.name, config.data.name, config.seed, folder)
+    if config.task is Task.probe:
+        trained = _load(Path(str(config.checkpoint)), _model(config, store))
+        with console.status("Probing"):
+            found = probing.run(trained.to(_device(config.trainer)), data, folder, config.seed)
+        console.print(probing.table(found))
+        log.info(found["summary"])
+        return probing.metrics(found)
     model = _model(config, store)
 
     name = f"{config.model.name} {config.data.name} s{config.seed}"
@@ -144,12 +160,19 @@ def _check_device(config: TrainerConfig) -> None:
         )
 
 
+def _device(config: TrainerConfig) -> torch.device:
+    """Where a model is looked at without a trainer: one device of the trainer's kind."""
+    device: torch.device = Fabric(accelerator=config.accelerator, devices=1).device
+    return device
+
+
 def _model(config: ExperimentConfig, store: Store) -> ClickModel:
     features = Features(
         catalogue=torch.from_numpy(np.array(store.catalogue)),
         sizes=store.sizes,
         user_catalogue=torch.from_numpy(np.array(store.user_catalogue)),
         user_sizes=store.user_sizes,
+        context_sizes=store.context_sizes,
     )
     if config.quirks.first_user_for_unknown:
         features = features.without_unknown_user()

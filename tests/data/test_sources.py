@@ -219,8 +219,10 @@ def test_labels(tmp_path: Path) -> None:
 
     for path in (tmp_path / "log.csv", tmp_path / "log.parquet"):
         events = read(path, labelled(1, 0, 1, 0), columns=columns)
-        assert events.frame["item"].to_list() == ["x", "007"]
-        assert events.dropped == {"label 0": 2}
+        assert events.frame.sort("timestamp")["label"].to_list() == [1, 1, 0, 0]
+        touches = events.positives()
+        assert touches.frame["item"].to_list() == ["x", "007"]
+        assert touches.dropped == {"label 0": 2}
         for same in (0, 1):
             text = sentence(path, labelled(*[same] * 4), columns=columns)
             assert f"is {same} in all 4 rows" in text
@@ -245,8 +247,8 @@ def test_fingerprints(tmp_path: Path) -> None:
 
 def test_unknown_source() -> None:
     for function in (sources.load, sources.fingerprint):
-        with pytest.raises(UserError, match=r"'amazon'.*completejourney, events, reference or synthetic"):
-            function(DataConfig(name="amazon"))  # type: ignore[operator]
+        with pytest.raises(UserError, match=r"'netflix'.*globo, movielens, reference, synthetic or taobao"):
+            function(DataConfig(name="netflix"))  # type: ignore[operator]
 
 
 @pytest.mark.skipif(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -195,6 +195,88 @@ def test_user_embedding_is_a_setting_or_a_quirk() -> None:
     assert network(DNNConfig(use_user=True)).users is not None
     assert network(DNNConfig(), Quirks(user_embedding=True)).users is not None
     assert network(DNNConfig(use_user=True), Quirks(user_embedding=True)).user_width == 18
+
+
+def with_features() -> Features:
+    """Two features of users beside the user itself, and two of context."""
+    plain = features()
+    ids = torch.arange(USERS)
+    users = torch.stack([ids, ids % 3, ids % 4], dim=1)
+    return replace(plain, user_catalogue=users, user_sizes=[USERS, 3, 4], context_sizes=[5, 6])
+
+
+def with_context(batch: Batch) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    ids = [torch.randint(size, (len(batch),), generator=generator) for size in (5, 6)]
+    return replace(batch, context=torch.stack(ids, dim=1))
+
+
+def featured(config: ModelConfig, quirks: Quirks | None = None) -> Network:
+    torch.manual_seed(1)
+    return build(with_features(), config, quirks)
+
+
+@every_network
+def test_features_of_users_and_context_widen_the_head(config: ModelConfig) -> None:
+    plain, wide = network(config), featured(config)
+    added = 2 * 18 + 2 * 18
+    assert wide.user_width == plain.user_width + added
+    tables = sorted(table.num_embeddings for table in wide.embeddings)
+    assert tables == sorted([ITEMS, CATEGORIES, *([USERS] if config.use_user else []), 3, 4, 5, 6])
+    first = {name: value for name, value in plain.state_dict().items() if name.startswith("items.")}
+    assert all(torch.equal(value, wide.state_dict()[name]) for name, value in first.items())
+    wide.train()
+    total_loss(wide, with_context(random_batch([6, 2, 9, 4], [3, 3, 3, 3]))).backward()
+    for name, parameter in wide.named_parameters():
+        if name.startswith(("users.", "context.")):
+            assert parameter.grad is not None and parameter.grad.is_sparse and parameter.grad.to_dense().abs().sum() > 0
+
+
+@every_network
+def test_each_feature_moves_the_scores_it_belongs_to(config: ModelConfig) -> None:
+    model, batch = featured(config).eval(), with_context(mixed_batch())
+    assert batch.context is not None
+    with torch.no_grad():
+        for table in model.embeddings:
+            table.weight.normal_()
+    before = model(batch).logit
+    for feature in (0, 1):
+        context = batch.context.clone()
+        context[3, feature] = (context[3, feature] + 1) % 5
+        moved = (model(replace(batch, context=context)).logit - before).abs() > 1e-7
+        assert moved.nonzero().ravel().tolist() == [3]  # of this row alone
+    assert model.users is not None
+    columns = model.users.catalogue.shape[1]
+    assert columns == (3 if config.use_user else 2)
+    for feature in range(columns):
+        with torch.no_grad():
+            model.users.catalogue[batch.user[0], feature] += 1
+            model.users.catalogue[batch.user[0], feature] %= 3
+        moved = (model(batch).logit - before).abs() > 1e-7
+        same = batch.user[batch.history_index] == batch.user[0]
+        assert torch.equal(moved, same)
+        before = model(batch).logit
+
+
+def test_context_that_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match=r"reads context features, and the batch has none"):
+        featured(DNNConfig())(mixed_batch())
+
+
+def test_the_unknown_user_of_the_published_code_keeps_its_features() -> None:
+    plain = with_features()
+    changed = plain.without_unknown_user()
+    assert changed.user_catalogue[:, 0].tolist() == [0, *range(USERS - 1)]
+    assert torch.equal(changed.user_catalogue[:, 1:], plain.user_catalogue[:, 1:])
+    assert (changed.user_sizes, changed.context_sizes) == ([USERS - 1, 3, 4], [5, 6])
+    assert plain.user_catalogue[:, 0].tolist() == list(range(USERS))  # a copy was changed
+
+
+@both_modes
+def test_with_features_reference_mode_has_both(quirks: Quirks) -> None:
+    model = featured(DIENConfig(), quirks)
+    assert model.user_width == 18 * (5 if quirks.user_embedding else 4)
+    assert model(with_context(mixed_batch())).logit.isfinite().all()
 
 
 @every_network

@@ -24,6 +24,7 @@ class Batch:
     history_index: Tensor  # (B,)   which history a candidate belongs to, ascending
     label: Tensor  # (B,)   float32, 1 for a touch
     auxiliary_negatives: Tensor | None = None  # (N, K) items not touched at that step, for the auxiliary loss
+    context: Tensor | None = None  # (B, C) ids within the vocabulary of each context feature, such as hour and device
 
     def __len__(self) -> int:
         return len(self.candidates)

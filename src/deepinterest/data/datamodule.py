@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from deepinterest.config import DataConfig, NegativesConfig, ProtocolConfig, Quirks, Refresh
+from deepinterest.config import DataConfig, LabelledConfig, NegativesConfig, ProtocolConfig, Quirks, Refresh
 from deepinterest.data.loader import BatchLoader, Samples
 from deepinterest.data.negatives import NegativeSampler
 from deepinterest.data.store import Store, load, prepare
@@ -53,12 +53,13 @@ class InteractionData(L.LightningDataModule):
             samples = self.store.samples["train"]
             if self.quirks.best_of_test:  # nobody is held out
                 samples = samples.merged(self.store.samples["validation"])
+            redrawn = negatives.refresh is Refresh.epoch and not isinstance(self.protocol, LabelledConfig)
             self._training = self._loader(
                 samples,
                 self.batch_size,
                 self.protocol.max_history,
                 shuffle=not self.quirks.length_sorted,
-                redraw=NegativeSampler(log, seen, negatives) if negatives.refresh is Refresh.epoch else None,
+                redraw=NegativeSampler(log, seen, negatives) if redrawn else None,
                 auxiliary=NegativeSampler(log, seen, self.auxiliary) if self.auxiliary else None,
             )
         return self._training

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -12,6 +12,7 @@ from deepinterest.config import Ties
 from deepinterest.errors import UserError
 
 REQUIRED = ("user", "item", "timestamp")
+LABEL = "label"
 
 
 def refuse_nulls(values: pl.Series, where: str, called: str) -> None:
@@ -45,7 +46,10 @@ class Events:
     """One row per event, sorted by user and time.
 
     `frame` has the columns user, item (integers or strings), timestamp (Int64, milliseconds since 1970 UTC) and then
-    `item_features`, whose nulls mean: not known. A feature has one value per item.
+    `item_features`, `user_features` and `context_features`, whose nulls mean: not known. An item's feature has one
+    value per item, a user's one per user, and context belongs to the event. A feature of floats is a quantity, which is
+    cut into buckets later (data/vocabulary.py); any other is a category.
+    Events that are impressions end with a column `label` (UInt8): 1 for a touch, 0 for an item shown in vain.
     `dropped` counts the rows a source left out, by reason; `notes` counts other repairs.
     `rows` are labelled rows about these events, of a source that brings its own.
     """
@@ -56,6 +60,13 @@ class Events:
     dropped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     rows: PublishedRows | None = None
+    user_features: list[str] = field(default_factory=list)
+    context_features: list[str] = field(default_factory=list)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether these are impressions with labels rather than touches."""
+        return LABEL in self.frame.columns
 
     @classmethod
     def build(
@@ -67,12 +78,24 @@ class Events:
         seed: int = 0,
         limit_users: int | None = None,
         ties: Ties = Ties.random,
+        *,
+        user_features: Sequence[str] = (),
+        context_features: Sequence[str] = (),
+        label: str | None = None,
     ) -> Events:
         """Check, sample and sort `frame`; raises UserError for a missing column, no rows, or a null.
 
-        `ties` orders a user's events at one time: at random by `seed`, or as `frame` has them.
+        Args:
+            dropped: rows that the source left out, by reason.
+            ties: orders a user's events at one time: at random by `seed`, or as `frame` has them.
+            limit_users: keep a sample of so many users, of those with a positive where there is a label.
+            user_features, context_features: columns of `frame`, like item_features; floats for a quantity.
+            label: the column (0 and 1, or booleans, no nulls) that tells touches from impressions in vain. With it
+                `frame` keeps both, for protocol=labelled; all other protocols leave label 0 out and count it.
         """
-        columns = [*REQUIRED, *item_features]
+        features = [*item_features, *user_features, *context_features]
+        _refuse_names(features, name)
+        columns = [*REQUIRED, *features, *([label] if label else [])]
         for column in columns:
             if column not in frame.columns:
                 raise UserError(
@@ -87,19 +110,85 @@ class Events:
             raise UserError(
                 f"{name}: column 'timestamp' is of type {frame['timestamp'].dtype}: give whole milliseconds since 1970."
             )
+        if label:
+            frame = frame.with_columns(labels(frame[label], name, f"column {label!r}").alias(LABEL))
+            columns = [*REQUIRED, *features, LABEL]
+        for feature in features:
+            frame = frame.with_columns(_quantity(frame[feature], name))
         frame = frame.with_columns(pl.col("timestamp").cast(pl.Int64)).with_row_index("__row")
 
-        # A feature is a fact about the item, so it is settled on all events, before users are sampled.
+        # A feature is a fact about the item or the user, so it is settled on all events, before users are sampled.
         notes: dict[str, int] = {}
-        for feature in item_features:
-            frame, several = _one_value_per_item(frame, feature)
-            if several:
-                notes[f"items with several values of {feature}"] = several
+        for owner, owned in (("item", item_features), ("user", user_features)):
+            for feature in owned:
+                frame, several = _one_value_per(owner, frame, feature)
+                if several:
+                    notes[f"{owner}s with several values of {feature}"] = several
         if limit_users is not None:
             frame = _sample_users(frame, limit_users, seed)
-        frame = frame.sort("user", "timestamp", "__row") if ties is Ties.file else _shuffle_ties(frame, seed)
-        frame = frame.select(columns)
-        return cls(frame, list(item_features), name, {k: n for k, n in (dropped or {}).items() if n}, notes)
+        if ties is Ties.file:
+            frame = frame.sort("user", "timestamp", "__row")
+        else:
+            frame = _shuffle_ties(frame, seed, list(context_features))
+        return cls(
+            frame.select(columns),
+            list(item_features),
+            name,
+            {k: n for k, n in (dropped or {}).items() if n},
+            notes,
+            user_features=list(user_features),
+            context_features=list(context_features),
+        )
+
+    def positives(self) -> Events:
+        """Only the touches, without the label; the impressions in vain are counted in `dropped`.
+
+        Raises UserError where there is no touch.
+        """
+        if not self.labelled:
+            return self
+        frame = self.frame.filter(pl.col(LABEL) == 1).drop(LABEL)
+        if frame.is_empty():
+            raise UserError(f"{self.name}: all {self.frame.height:,} rows have label 0: there is no touch to learn.")
+        return replace(self, frame=frame, dropped={**self.dropped, "label 0": self.frame.height - frame.height})
+
+
+def _refuse_names(features: list[str], name: str) -> None:
+    """Raise UserError for a feature that is named twice, or that has a name with a meaning of its own."""
+    for place, feature in enumerate(features):
+        if feature in features[:place]:
+            raise UserError(f"{name}: {feature!r} is named twice among the features: name each column once.")
+        if feature in (*REQUIRED, LABEL) or feature.startswith("__"):
+            raise UserError(
+                f"{name}: a feature can't be called {feature!r}, a name that means something here: rename the column."
+            )
+
+
+def _quantity(values: pl.Series, name: str) -> pl.Series:
+    """The same with null for not a number; raises UserError with the row of an infinite one."""
+    if not values.dtype.is_float():
+        return values
+    infinite = values.is_infinite().fill_null(False)
+    if infinite.any():
+        row = int(infinite.arg_max() or 0)
+        raise UserError(f"{name}: column {values.name!r} holds {values[row]} in row {row + 1}: use numbers or nothing.")
+    return values.fill_nan(None)
+
+
+def labels(values: pl.Series, where: str, called: str) -> pl.Series:
+    """0 and 1 as UInt8; raises UserError with the row of anything else, and if only one of them occurs."""
+    refuse_nulls(values, where, called)
+    numbers = values.cast(pl.Float64, strict=False) if not values.dtype.is_nested() else pl.Series([None] * len(values))
+    wrong = ~numbers.is_in([0.0, 1.0]).fill_null(False)
+    if wrong.any():
+        row = int(wrong.arg_max() or 0)
+        raise UserError(f"{where}: {called} holds {values[row]!r} in row {row + 1}: labels must be 0 or 1.")
+    if numbers.n_unique() == 1:
+        raise UserError(
+            f"{where}: {called} is {int(numbers[0])} in all {len(values)} rows: a label needs both 0 and 1; "
+            "set data.columns.label to null if every row is an event."
+        )
+    return numbers.cast(pl.UInt8)
 
 
 def _left_out(dropped: Mapping[str, int] | None) -> str:
@@ -107,36 +196,48 @@ def _left_out(dropped: Mapping[str, int] | None) -> str:
     return f" left (rows dropped: {reasons})" if reasons else ""
 
 
-def _one_value_per_item(frame: pl.DataFrame, feature: str) -> tuple[pl.DataFrame, int]:
-    """Give each item its most frequent known value of `feature` (ties: the smallest); count items that had several."""
-    known = frame.lazy().filter(pl.col(feature).is_not_null()).group_by("item", feature).len()
+def _one_value_per(owner: str, frame: pl.DataFrame, feature: str) -> tuple[pl.DataFrame, int]:
+    """Give each `owner` (item or user) its most frequent known value of `feature` (ties: the smallest).
+
+    Also counts those that had several.
+    """
+    known = frame.lazy().filter(pl.col(feature).is_not_null()).group_by(owner, feature).len()
     chosen = (
-        known.sort("item", "len", feature, descending=[False, True, False])
-        .group_by("item", maintain_order=True)
+        known.sort(owner, "len", feature, descending=[False, True, False])
+        .group_by(owner, maintain_order=True)
         .agg(pl.col(feature).first(), pl.len().alias("values"))
         .collect()
     )
     several = int((chosen["values"] > 1).sum())
     if several == 0 and frame[feature].null_count() == 0:
         return frame, 0
-    return frame.drop(feature).join(chosen.drop("values"), on="item", how="left"), several
+    return frame.drop(feature).join(chosen.drop("values"), on=owner, how="left"), several
 
 
 def _sample_users(frame: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
+    touches = frame.filter(pl.col(LABEL) == 1) if LABEL in frame.columns else frame
     # Sorted first, so that the sample does not depend on the order of the file.
-    users = frame["user"].unique().sort()
+    users = touches["user"].unique().sort()
     if limit >= len(users):
         return frame
     rows = np.random.default_rng(seed).choice(len(users), size=limit, replace=False)
     return frame.join(users[np.sort(rows)].to_frame(), on="user", how="semi")
 
 
-def _shuffle_ties(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
+def _shuffle_ties(frame: pl.DataFrame, seed: int, context: list[str]) -> pl.DataFrame:
     """Sort by user and time; events of one user at one time get a random order.
 
     A file's own order within a basket can give the answer away (by product id, by price, target last), and the order
     of items would do the same. The canonical sort first makes the random keys independent of the file's order.
     """
-    frame = frame.sort("user", "timestamp", "item")
-    keys = np.random.default_rng([seed, 1]).random(frame.height)
+    labelled = LABEL in frame.columns
+    frame = frame.sort("user", "timestamp", "item", *context, *([LABEL] if labelled else []))
+    rng = np.random.default_rng([seed, 1])
+    if labelled:  # touches first: they stand in the same order without the others
+        touch = frame[LABEL].to_numpy() == 1
+        keys = np.empty(frame.height)
+        for part in (touch, ~touch):
+            keys[part] = rng.random(np.count_nonzero(part))
+    else:
+        keys = rng.random(frame.height)
     return frame.with_columns(pl.Series("__key", keys)).sort("user", "timestamp", "__key").drop("__key")

@@ -1,4 +1,4 @@
-"""Labelled rows of the three splits: drawn by a protocol, or as the published files give them."""
+"""Labelled rows of the three splits: drawn by a protocol, as the published files give them, or your own impressions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,32 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from deepinterest.config import LastEventConfig, ProtocolConfig
-from deepinterest.data.events import PublishedRows
+from deepinterest.config import LabelledConfig, LastEventConfig, ProtocolConfig
+from deepinterest.data.events import LABEL, PublishedRows
 from deepinterest.data.loader import Samples, ranges
 from deepinterest.data.log import Log
 from deepinterest.data.negatives import NegativeSampler
-from deepinterest.data.protocols import SPLITS, events_after, hold_out, refuse_empty, split
+from deepinterest.data.protocols import (
+    SPLITS,
+    events_after,
+    hold_out,
+    refuse_empty,
+    sample_per_user,
+    split,
+    time_cuts,
+)
 from deepinterest.data.vocabulary import Vocabulary
 from deepinterest.errors import UserError
+
+
+@dataclass
+class Impressions:
+    """The F rows of the events' frame: what was shown to whom, touched or not."""
+
+    user: np.ndarray  # (F,) int32
+    item: np.ndarray  # (F,) int32, catalogue row
+    train: np.ndarray  # (F,) bool: training may learn from it
+    rows: dict[str, np.ndarray]  # split -> which impression each of its rows is, (R,) int64
 
 
 @dataclass
@@ -23,6 +41,7 @@ class Labelled:
     seen: np.ndarray  # (E,) bool: what training may learn from
     samples: dict[str, Samples]
     dropped: dict[str, int] = field(default_factory=dict)
+    impressions: Impressions | None = None
 
 
 def draw(log: Log, protocol: ProtocolConfig, seed: int, stage: Callable[[str], object]) -> Labelled:
@@ -37,6 +56,63 @@ def draw(log: Log, protocol: ProtocolConfig, seed: int, stage: Callable[[str], o
         negatives = sampler.draw(rng, cut.targets[name], protocol.negatives.per_positive)
         samples[name] = Samples.of_targets(log, cut.targets[name], negatives)
     return Labelled(cut.seen, samples, cut.dropped)
+
+
+def impressions(log: Log, items: pl.Series, frame: pl.DataFrame, protocol: LabelledConfig, seed: int) -> Labelled:
+    """Every impression of `frame` is a row; its history is what its user touched strictly before it.
+
+    Consecutive impressions of a user with one history form a group. Raises UserError where a split has one label only.
+
+    Args:
+        log: the touches of `frame`, in its order.
+        items: raw values of catalogue rows 1, 2, ….
+    """
+    lengths = frame["user"].rle().struct.field("len").to_numpy()
+    user = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    item, label, time = Vocabulary(items).encode(frame["item"]), frame[LABEL].to_numpy(), frame["timestamp"].to_numpy()
+    # Touches before the first impression of the same user at the same time: the log holds them in this order.
+    first = np.ones(len(user), dtype=bool)
+    first[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+    begin = np.maximum.accumulate(np.where(first, np.arange(len(user)), 0))
+    touches = np.concatenate([[0], np.cumsum(label, dtype=np.int64)])
+    history_end = touches[begin]
+
+    cuts = time_cuts(time, protocol)
+    part = np.searchsorted(cuts, time, side="right")
+    shown = Impressions(user, item, part == 0, {})
+    result = Labelled(log.time < cuts[0], {}, impressions=shown)
+    for number, name in enumerate(SPLITS):
+        rows = np.flatnonzero(part == number)
+        most = getattr(protocol.targets_per_user, name)
+        if most is not None:
+            before = len(rows)
+            rows = sample_per_user(user[rows], rows, most, np.random.default_rng([seed, 2, number]))
+            if len(rows) < before:
+                result.dropped[f"{name} rows beyond targets_per_user"] = before - len(rows)
+        refuse_empty(name, len(rows), log, protocol)
+        _refuse_one_class(name, label[rows])
+        starts = np.ones(len(rows), dtype=bool)
+        starts[1:] = (user[rows][1:] != user[rows][:-1]) | (history_end[rows][1:] != history_end[rows][:-1])
+        of_group = rows[starts]
+        shown.rows[name] = rows
+        result.samples[name] = Samples(
+            user=user[of_group],
+            history_end=history_end[of_group],
+            candidate_offsets=np.append(np.flatnonzero(starts), len(rows)),
+            candidates=item[rows],
+            label=label[rows],
+            position=of_group,
+            time=time[rows],
+        )
+    return result
+
+
+def _refuse_one_class(split: str, label: np.ndarray) -> None:
+    if label.min() == label.max():
+        raise UserError(
+            f"protocol=labelled leaves only label {label[0]} in the {len(label):,} rows of {split}, which need both: "
+            "give it more data, or move the cuts (protocol.train_share, protocol.validation_share)."
+        )
 
 
 def published(
@@ -54,8 +130,8 @@ def published(
     train, validation = hold_out(np.unique(training.user), protocol.validation_share, "validation", seed)
     held_out = np.isin(training.user, validation)
     samples = {
-        "train": _take(training, np.flatnonzero(~held_out)),
-        "validation": _take(training, np.flatnonzero(held_out)),
+        "train": training.take(np.flatnonzero(~held_out)),
+        "validation": training.take(np.flatnonzero(held_out)),
         "test": _groups(log, rows.test, item_index, user_index),
     }
     for name in SPLITS:
@@ -120,17 +196,4 @@ def _groups(log: Log, rows: pl.DataFrame, items: Vocabulary, users: Vocabulary) 
         candidates=items.encode(rows["item"]),
         label=rows["label"].to_numpy().astype(np.uint8),
         position=np.arange(len(begin)),
-    )
-
-
-def _take(samples: Samples, groups: np.ndarray) -> Samples:
-    begin, count = samples.candidate_offsets[groups], np.diff(samples.candidate_offsets)[groups]
-    rows, offsets = ranges(begin, count)
-    return Samples(
-        samples.user[groups],
-        samples.history_end[groups],
-        offsets,
-        samples.candidates[rows],
-        samples.label[rows],
-        samples.position[groups],
     )

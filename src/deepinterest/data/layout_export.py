@@ -24,12 +24,12 @@ def export(store: Store, folder: Path) -> None:
             "Set protocol=last_event."
         )
     items, users = store.item_features(), store.user_names()
-    if items.width == 1:  # a source without categories
+    if "category" in items.columns:
+        categories = store.vocabulary("category").values
+    else:  # a source without categories
         items = items.with_columns(category=pl.lit(None, pl.String))
         categories = pl.Series(dtype=pl.String)
-    else:
-        categories = store.vocabulary(items.columns[1]).values
-    items = items.select("item", pl.col(items.columns[1]).alias("category"))
+    items = items.select("item", "category")  # the layout has no other feature
     touched = items[store.log.item - 1]
     layout.write(
         folder,

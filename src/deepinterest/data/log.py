@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from deepinterest.data.events import Events
+from deepinterest.data.events import LABEL, Events
 
 
 @dataclass
@@ -22,10 +22,13 @@ class Log:
     time: np.ndarray  # (E,)   int64, milliseconds
     user_offsets: np.ndarray  # (U+1,) int64: user u has events user_offsets[u] .. user_offsets[u+1]
     items: int  # rows of the catalogue, the unknown one included
+    context: np.ndarray | None = None  # (E, C) int32, vocabulary ids of each event's context, if it has any
 
     @classmethod
     def of(cls, events: Events, further_items: pl.Series | None = None) -> tuple[Log, pl.Series, pl.Series]:
         """Also the raw values of catalogue rows 1, 2, … and of users 0, 1, ….
+
+        Of impressions with labels the touches are the log's events; all users and items are in it, touched or not.
 
         Args:
             further_items: raw items that get a catalogue row though they may have no event.
@@ -33,11 +36,15 @@ class Log:
         frame = events.frame
         items = frame["item"] if further_items is None else pl.concat([frame["item"], further_items])
         items = items.unique().sort()
+        users = frame["user"].rle()
+        lengths = users.struct.field("len").to_numpy()
+        if events.labelled:
+            touches = np.concatenate([[0], np.cumsum(frame[LABEL].to_numpy(), dtype=np.int64)])
+            lengths = np.diff(touches[np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])])
+            frame = frame.filter(pl.col(LABEL) == 1)
         row = frame.select("item").join(
             pl.DataFrame({"item": items}).with_row_index("row", offset=1), on="item", how="left", maintain_order="left"
         )["row"]
-        users = frame["user"].rle()
-        lengths = users.struct.field("len").to_numpy()
         log = cls(
             item=row.cast(pl.Int32).to_numpy(),
             time=frame["timestamp"].to_numpy(),

@@ -6,26 +6,33 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import polars as pl
 
-from deepinterest.config import DataConfig, Distribution, LastEventConfig, ProtocolConfig, SyntheticConfig
-from deepinterest.data import labelled, sources
+from deepinterest.config import (
+    DataConfig,
+    Distribution,
+    LabelledConfig,
+    LastEventConfig,
+    ProtocolConfig,
+    SyntheticConfig,
+)
+from deepinterest.data import catalogue, labelled, sources
 from deepinterest.data.core import keep_core
-from deepinterest.data.events import Events, PublishedRows
-from deepinterest.data.labelled import Labelled
+from deepinterest.data.events import Events
 from deepinterest.data.loader import Samples
 from deepinterest.data.log import Log
 from deepinterest.data.negatives import NegativeSampler
 from deepinterest.data.probes import probe_scores
 from deepinterest.data.protocols import MINIMUM_EVENTS, SPLITS
-from deepinterest.data.vocabulary import Vocabulary
 from deepinterest.errors import UserError
 
 STAGES = ("reading events", "splitting", "drawing negatives", "building vocabularies", "probing", "writing")
 SAMPLE_ARRAYS = ("user", "history_end", "candidate_offsets", "candidates", "label", "position")
-HASHED_ARRAYS = SAMPLE_ARRAYS[:-1]
+ROW_ARRAYS = ("time", "context")  # of impressions only
+HASHED_ARRAYS = (*SAMPLE_ARRAYS[:-1], "time")
 
 
 def write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Callable[[str], object]) -> None:
@@ -42,20 +49,25 @@ def write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Calla
         stage("splitting")
         result = labelled.published(log, items, users, rows, protocol, data.seed)
         stage("drawing negatives")  # they stand in the rows
+    elif isinstance(protocol, LabelledConfig):
+        stage("splitting")
+        result = labelled.impressions(log, items, events.frame, protocol, data.seed)
+        stage("drawing negatives")  # they are the impressions with label 0
     else:
         result = labelled.draw(log, protocol, data.seed, stage)
     samples = result.samples
 
     stage("building vocabularies")
-    per_item = _features(events, items, rows)
-    vocabularies = _vocabularies(log, result, per_item, users, data, protocol, rows)
-    *item_vocabularies, user_vocabulary = vocabularies.values()
-    columns = [vocabularies[name].encode(per_item[name]) for name in per_item.columns]
-    catalogue = np.concatenate([np.zeros((1, len(columns)), np.int32), np.stack(columns, axis=1)])
-    user_catalogue = np.concatenate([[0], user_vocabulary.encode(users)]).astype(np.int32)[:, None]
+    held = catalogue.build(events, log, result, items, users, rows, data, protocol)
+    if held.context is not None:
+        if result.impressions is None:
+            log.context = held.context
+        else:
+            for name, samples_of in samples.items():
+                samples_of.context = held.context[result.impressions.rows[name]]
 
     stage("probing")
-    category = catalogue[:, 1] if events.item_features else None
+    category = held.item_rows[:, held.items.columns.index("category")] if "category" in held.items.columns else None
     probes = probe_scores(log, result.seen, samples["test"], category, protocol.max_history)
     if isinstance(data, SyntheticConfig) and protocol.negatives.distribution is Distribution.popularity:
         pool = NegativeSampler(log, result.seen, protocol.negatives).pool
@@ -66,20 +78,26 @@ def write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Calla
         "source": events.name,
         "protocol": protocol.name,
         "events": len(log),
+        **({"impressions": events.frame.height} if events.labelled else {}),
         "users": len(users),
         "items": len(items),
-        "categories": item_vocabularies[1].values.len() if events.item_features else 0,
+        "categories": held.vocabularies["category"].values.len() if category is not None else 0,
+        **held.described(),
         **{f"{name}_rows": samples[name].rows for name in SPLITS},
         "positive_rate": float(np.mean(np.concatenate([s.label for s in samples.values()]))),
         **_history_lengths(log, samples["train"], protocol.max_history),
         "negatives": "those of the published rows"
         if rows
+        else "the impressions with label 0"
+        if events.labelled
         else f"{negatives.distribution.name}, exclude {negatives.exclude.name}, {negatives.per_positive} a positive, "
         f"drawn {negatives.refresh.name}{', among all events' if negatives.whole_pool else ''}",
         "split_hash": hash_of(
-            *(getattr(s, part) for s in samples.values() for part in HASHED_ARRAYS), log.item, log.time
+            *(getattr(s, part) for s in samples.values() for part in HASHED_ARRAYS if getattr(s, part) is not None),
+            log.item,
+            log.time,
         ),
-        "vocabulary_hash": hash_of(catalogue, *(v.fingerprint().encode() for v in vocabularies.values())),
+        "vocabulary_hash": hash_of(held.item_rows, *(v.fingerprint().encode() for v in held.vocabularies.values())),
         **{f"dropped: {reason}": count for reason, count in {**events.dropped, **result.dropped}.items()},
         **{f"note: {note}": count for note, count in events.notes.items()},
     }
@@ -88,21 +106,31 @@ def write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Calla
         "time": log.time,
         "user_offsets": log.user_offsets,
         "seen": result.seen,
-        "catalogue": catalogue,
-        "user_catalogue": user_catalogue,
-        **{f"{name}_{part}": getattr(s, part) for name, s in samples.items() for part in SAMPLE_ARRAYS},
+        **({} if log.context is None else {"context": log.context}),
+        "catalogue": held.item_rows,
+        "user_catalogue": held.user_rows,
+        **{
+            f"{name}_{part}": getattr(s, part)
+            for name, s in samples.items()
+            for part in (*SAMPLE_ARRAYS, *ROW_ARRAYS)
+            if getattr(s, part) is not None
+        },
         **{f"probe_{name}": score for name, score in probes.items()},
     }
     stage("writing")
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)
-    for name, vocabulary in vocabularies.items():
-        vocabulary.save(folder / f"vocabulary_{name}.parquet")
-    per_item.write_parquet(folder / "items.parquet")
-    pl.DataFrame({"user": users}).write_parquet(folder / "users.parquet")
-    sizes = {"items": [len(v) for v in item_vocabularies], "users": [len(user_vocabulary)]}
-    (folder / "sizes.json").write_text(json.dumps(sizes))
+    for name, vocabulary in held.vocabularies.items():
+        vocabulary.save(folder / vocabulary_file(name))
+    held.items.write_parquet(folder / "items.parquet")
+    held.users.write_parquet(folder / "users.parquet")
+    (folder / "sizes.json").write_text(json.dumps(held.sizes()))
     (folder / "card.json").write_text(json.dumps(card, indent=2))
+
+
+def vocabulary_file(name: str) -> str:
+    """A column may be called anything; a file may not."""
+    return f"vocabulary_{quote(name, safe='')}.parquet"
 
 
 def hash_of(*parts: np.ndarray | bytes) -> str:
@@ -114,8 +142,16 @@ def hash_of(*parts: np.ndarray | bytes) -> str:
 
 
 def _read(data: DataConfig, protocol: ProtocolConfig) -> Events:
-    """The source's events, of its core, of users with enough of them."""
-    events = keep_core(sources.load(data), data.core)
+    """The source's events, of its core, of users with enough of them; labels only where the protocol takes them."""
+    events = sources.load(data)
+    if not isinstance(protocol, LabelledConfig):
+        events = events.positives()
+    elif not events.labelled:
+        raise UserError(
+            f"protocol=labelled needs labels of 0 and 1, and data={data.name} has none: name the column that holds "
+            "them (data=events data.columns.label=...), or take another protocol."
+        )
+    events = keep_core(events, data.core)
     fewest = MINIMUM_EVENTS.get(protocol.name, 2)
     if fewest == 1:
         return events
@@ -129,47 +165,6 @@ def _read(data: DataConfig, protocol: ProtocolConfig) -> Events:
     events.dropped[f"users with fewer than {fewest} events"] = lost
     events.frame = kept
     return events
-
-
-def _features(events: Events, items: pl.Series, rows: PublishedRows | None) -> pl.DataFrame:
-    """item and its features, raw, of catalogue rows 1, 2, …."""
-    columns = ["item", *events.item_features]
-    known = events.frame.select(columns)
-    if rows and rows.items is not None:  # a negative may have no event
-        known = pl.concat([known, rows.items.select(columns)])
-    known = known.group_by("item").agg(pl.col(name).first() for name in events.item_features)
-    return pl.DataFrame({"item": items}).join(known, on="item", how="left", maintain_order="left")
-
-
-def _vocabularies(
-    log: Log,
-    result: Labelled,
-    per_item: pl.DataFrame,
-    users: pl.Series,
-    data: DataConfig,
-    protocol: ProtocolConfig,
-    rows: PublishedRows | None,
-) -> dict[str, Vocabulary]:
-    """Of item, its features, and user. They hold training's values only; an item they lack keeps its features.
-
-    Training's values are those of the events it may learn from. Under last_event they are those of the rows of train
-    and validation, negatives included, counted as the published code counts: a history once for each of its rows.
-    """
-    if rows:
-        if data.min_item_count > 1:
-            raise UserError(
-                f"data.min_item_count={data.min_item_count} is not possible with {data.name}: its files fix the "
-                "vocabularies. Set data.min_item_count=1."
-            )
-        return {name: Vocabulary(rows.vocabularies[name]) for name in (*per_item.columns, "user")}
-    if isinstance(protocol, LastEventConfig):
-        of_item, of_user = labelled.occurrences(log, [result.samples["train"], result.samples["validation"]])
-    else:
-        of_item = np.bincount(log.item[result.seen], minlength=log.items)
-        of_user = np.bincount(log.user[result.seen], minlength=len(users))
-    least = {"item": data.min_item_count}
-    held = {name: Vocabulary.of_counts(per_item[name], of_item[1:], least.get(name, 1)) for name in per_item.columns}
-    return {**held, "user": Vocabulary.of_counts(users, of_user)}
 
 
 def _history_lengths(log: Log, samples: Samples, most: int) -> dict[str, int]:

@@ -17,13 +17,13 @@ CHUNK = 20_000  # groups at a time
 def probe_scores(
     log: Log, seen: np.ndarray, samples: Samples, category: np.ndarray | None, max_history: int
 ) -> dict[str, np.ndarray]:
-    """Scores (R,) float64 of every row of a split whose `history_end` is the target event.
+    """Scores (R,) float64 of every row of a split.
 
     Args:
         category: (items,) category id of each catalogue row, or None where the source has none.
     """
     counts = np.diff(samples.candidate_offsets)
-    time = np.repeat(log.time[samples.history_end], counts)
+    time = samples.row_time(log)
     item = samples.candidates
     scores = {
         "popularity": np.bincount(log.item[seen], minlength=log.items)[item].astype(np.float64),

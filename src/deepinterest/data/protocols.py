@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deepinterest.config import LastEventConfig, LeaveLastOutConfig, ProtocolConfig, TemporalConfig
+from deepinterest.config import LabelledConfig, LastEventConfig, LeaveLastOutConfig, ProtocolConfig, TemporalConfig
 from deepinterest.data.log import Log
 from deepinterest.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 # Of a user: fewer give no target. Under last_event a lone event still is in the whole pool of negatives.
-MINIMUM_EVENTS = {"temporal": 2, "leave_last_out": 3, "last_event": 1}
+MINIMUM_EVENTS = {"temporal": 2, "leave_last_out": 3, "last_event": 1, "labelled": 1}
 
 
 @dataclass
@@ -30,6 +30,7 @@ def split(log: Log, config: ProtocolConfig, seed: int) -> Split:
     """Cut the log; then keep at most `targets_per_user` targets and no evaluation target that training never saw.
 
     last_event keeps all of them: a user has one, and the published rows hold items that training never saw.
+    Impressions are cut elsewhere (data/labelled.py).
     """
     keep_all = isinstance(config, LastEventConfig)
     if isinstance(config, TemporalConfig):
@@ -39,7 +40,9 @@ def split(log: Log, config: ProtocolConfig, seed: int) -> Split:
     elif isinstance(config, LastEventConfig):
         part, seen = _last_event(log, config, seed)
     else:
-        raise UserError(f"protocol.name={config.name} is not a protocol; take temporal, leave_last_out or last_event.")
+        raise UserError(
+            f"protocol.name={config.name} is not a protocol; take temporal, leave_last_out, last_event or labelled."
+        )
     known = np.zeros(log.items, dtype=bool)
     known[log.item[seen]] = True
     result = Split(seen, {})
@@ -51,7 +54,10 @@ def split(log: Log, config: ProtocolConfig, seed: int) -> Split:
             targets = targets[~unseen]
         most = getattr(config.targets_per_user, name)
         if most is not None and not keep_all:
-            targets = _sample_per_user(log.user[targets], targets, most, np.random.default_rng([seed, 2, number]))
+            before = len(targets)
+            targets = sample_per_user(log.user[targets], targets, most, np.random.default_rng([seed, 2, number]))
+            if len(targets) < before:
+                result.dropped[f"{name} targets beyond targets_per_user"] = before - len(targets)
         refuse_empty(name, len(targets), log, config)
         result.targets[name] = targets
     return result
@@ -74,11 +80,15 @@ def hold_out(users: np.ndarray, share: float, split: str, seed: int) -> tuple[np
 
 
 def _temporal(log: Log, config: TemporalConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Global cuts; events at one time stay on one side."""
-    ordered = np.sort(log.time)
+    cuts = time_cuts(log.time, config)
+    return np.searchsorted(cuts, log.time, side="right"), log.time < cuts[0]
+
+
+def time_cuts(time: np.ndarray, config: TemporalConfig | LabelledConfig) -> np.ndarray:
+    """(n,) times -> when validation and when test begin: (2,). What happens at one time stays on one side."""
+    ordered = np.sort(time)
     shares = (config.train_share, config.train_share + config.validation_share)
-    cuts = [ordered[min(int(share * len(log)), len(log) - 1)] for share in shares]
-    return np.searchsorted(np.array(cuts), log.time, side="right"), log.time < cuts[0]
+    return np.array([ordered[min(int(share * len(time)), len(time) - 1)] for share in shares])
 
 
 def _leave_last_out(log: Log) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +115,8 @@ def events_after(log: Log) -> np.ndarray:
     return log.user_offsets[1:][log.user] - 1 - np.arange(len(log))
 
 
-def _sample_per_user(user: np.ndarray, targets: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+def sample_per_user(user: np.ndarray, targets: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """At most so many of each user's targets (n,), ascending; user (n,) says whose they are."""
     order = np.lexsort((rng.random(len(targets)), user))
     first = np.searchsorted(user[order], user[order], side="left")
     return np.sort(targets[order[np.arange(len(order)) - first < most]])

@@ -26,9 +26,10 @@ from deepinterest.config import DataConfig, ProtocolConfig
 from deepinterest.data import sources
 from deepinterest.data.loader import Samples
 from deepinterest.data.log import Log
-from deepinterest.data.prepare import SAMPLE_ARRAYS, STAGES, hash_of, write
+from deepinterest.data.prepare import SAMPLE_ARRAYS, STAGES, hash_of, vocabulary_file, write
 from deepinterest.data.protocols import SPLITS
-from deepinterest.data.vocabulary import Vocabulary
+from deepinterest.data.vocabulary import Buckets, Vocabulary
+from deepinterest.data.vocabulary import load as load_vocabulary
 from deepinterest.errors import UserError
 
 __all__ = ["SPLITS", "STAGES", "Store", "load", "prepare"]
@@ -40,8 +41,9 @@ class Store:
     seen: np.ndarray  # (E,) bool: what training may learn from
     catalogue: np.ndarray  # (items, F) int32: vocabulary ids of the item itself, then of its features
     sizes: list[int]  # (F,) vocabulary sizes, the unknown id 0 included
-    user_catalogue: np.ndarray  # (U+1, 1) int32; row 0 is the unknown user
-    user_sizes: list[int]
+    user_catalogue: np.ndarray  # (U+1, F') int32: of the user itself, then of its features; row 0 is the unknown user
+    user_sizes: list[int]  # (F',)
+    context_sizes: list[int]  # (C,) of the context features
     samples: dict[str, Samples]
     probes: dict[str, np.ndarray]  # of the test rows, (R,) each
     card: dict[str, Any]
@@ -51,6 +53,11 @@ class Store:
         """Raw value of each catalogue row."""
         return ["unknown", *self.item_features()["item"].cast(pl.String)]
 
+    def category(self) -> np.ndarray | None:
+        """(items,) category id of each catalogue row, or None where the source has no categories."""
+        columns = list(pl.read_parquet_schema(self.folder / "items.parquet"))
+        return self.catalogue[:, columns.index("category")] if "category" in columns else None
+
     def user_names(self) -> pl.Series:
         """Raw value of each user, by index."""
         return pl.read_parquet(self.folder / "users.parquet")["user"]
@@ -59,9 +66,13 @@ class Store:
         """item and its features, raw, of catalogue rows 1, 2, …."""
         return pl.read_parquet(self.folder / "items.parquet")
 
-    def vocabulary(self, name: str) -> Vocabulary:
-        """Of `item`, of a feature of items such as `category`, or of `user`."""
-        return Vocabulary.load(self.folder / f"vocabulary_{name}.parquet")
+    def user_features(self) -> pl.DataFrame:
+        """user and its features, raw, by index."""
+        return pl.read_parquet(self.folder / "users.parquet")
+
+    def vocabulary(self, name: str) -> Vocabulary | Buckets:
+        """Of `item`, of `user`, or of a feature by the name of its column, such as `category`."""
+        return load_vocabulary(self.folder / vocabulary_file(name))
 
     @property
     def vocabulary_hash(self) -> str:
@@ -113,16 +124,27 @@ def load(folder: Path) -> Store:
     def array(name: str) -> np.ndarray:
         return np.load(folder / f"{name}.npy", mmap_mode="r")
 
+    def optional(name: str) -> np.ndarray | None:
+        return array(name) if (folder / f"{name}.npy").is_file() else None
+
     card = json.loads((folder / "card.json").read_text())
     sizes = json.loads((folder / "sizes.json").read_text())
     return Store(
-        log=Log(array("item"), array("time"), array("user_offsets"), len(array("catalogue"))),
+        log=Log(array("item"), array("time"), array("user_offsets"), len(array("catalogue")), optional("context")),
         seen=array("seen"),
         catalogue=array("catalogue"),
         sizes=sizes["items"],
         user_catalogue=array("user_catalogue"),
         user_sizes=sizes["users"],
-        samples={name: Samples(*(array(f"{name}_{part}") for part in SAMPLE_ARRAYS)) for name in SPLITS},
+        context_sizes=sizes["context"],
+        samples={
+            name: Samples(
+                **{part: array(f"{name}_{part}") for part in SAMPLE_ARRAYS},
+                time=optional(f"{name}_time"),
+                context=optional(f"{name}_context"),
+            )
+            for name in SPLITS
+        },
         probes={path.stem.removeprefix("probe_"): array(path.stem) for path in sorted(folder.glob("probe_*.npy"))},
         card=card,
         folder=folder,

@@ -1,4 +1,4 @@
-"""Raw values to ids and back; id 0 is the unknown value."""
+"""Raw values to ids; id 0 is the unknown value. A category has a vocabulary, a quantity has buckets."""
 
 from __future__ import annotations
 
@@ -64,6 +64,55 @@ class Vocabulary:
     def load(cls, path: str | Path) -> Vocabulary:
         """Read what `save` wrote."""
         return cls(pl.read_parquet(path)["value"])
+
+
+class Buckets:
+    """Ids from 1 by rising quantity; 0 stands for null, and for all where training had no value.
+
+    Bucket `id` begins at `values[id - 1]` and ends before the next; the first and the last have no outer end.
+    """
+
+    def __init__(self, values: pl.Series) -> None:
+        self.values = values.cast(pl.Float64).alias("from")
+
+    @classmethod
+    def of_counts(cls, values: pl.Series, counts: np.ndarray, buckets: int) -> Buckets:
+        """At most so many buckets of as many occurrences each, of values that occur counts (n,) times each.
+
+        Equal values share a bucket, so fewer are made where one value is frequent.
+        """
+        known = (values.is_not_null() & values.is_finite().fill_null(False)).to_numpy() & (counts > 0)
+        numbers = values.to_numpy()[known].astype(np.float64)
+        order = np.argsort(numbers, kind="stable")
+        until = np.cumsum(counts[known][order])  # occurrences up to each value
+        if len(until) == 0:
+            return cls(pl.Series([], dtype=pl.Float64))
+        first = np.searchsorted(until, until[-1] * np.arange(buckets) / buckets, side="right")
+        return cls(pl.Series(np.unique(numbers[order][first])))
+
+    def __len__(self) -> int:
+        return len(self.values) + 1
+
+    def encode(self, values: pl.Series) -> np.ndarray:
+        """Ids as int32, in the order of `values`."""
+        numbers = values.cast(pl.Float64).fill_nan(None)
+        ids = np.searchsorted(self.values.to_numpy(), numbers.fill_null(0).to_numpy(), side="right")
+        lowest = min(1, len(self.values))  # smaller than everything in training
+        return np.where(numbers.is_null().to_numpy(), 0, np.maximum(ids, lowest)).astype(np.int32)
+
+    def fingerprint(self) -> str:
+        """A sha256 (hex) of the bounds."""
+        return hashlib.sha256(b"buckets" + self.values.to_numpy().astype("<f8").tobytes()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write a parquet file with one column, `from`."""
+        self.values.to_frame().write_parquet(path)
+
+
+def load(path: str | Path) -> Vocabulary | Buckets:
+    """Read what `save` of either wrote."""
+    frame = pl.read_parquet(path)
+    return Buckets(frame["from"]) if frame.columns == ["from"] else Vocabulary(frame["value"])
 
 
 def _canonical(values: pl.Series) -> pl.Series:

@@ -1,4 +1,4 @@
-"""What the networks share: embeddings of items and, if wanted, of users, and the sum of a history."""
+"""What the networks share: embeddings of items, of users and of context, and the sum of a history."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deepinterest.config import ModelConfig, Quirks
 from deepinterest.data.batch import Batch
 from deepinterest.models.prediction import Prediction
 from deepinterest.nn.attention import TargetAttention
-from deepinterest.nn.embedding import FeatureEmbedding, Features
+from deepinterest.nn.embedding import ContextEmbedding, FeatureEmbedding, Features
 from deepinterest.nn.ragged import Pairs, segment_sum
 from deepinterest.nn.recurrent import GRU
 
@@ -29,13 +29,12 @@ class Network(nn.Module):
         super().__init__()
         self.quirks = quirks or Quirks()
         self.items = FeatureEmbedding(features.catalogue, features.sizes, config.embedding_dim)
-        self.users = (
-            FeatureEmbedding(features.user_catalogue, features.user_sizes, config.embedding_dim)
-            if config.use_user or self.quirks.user_embedding
-            else None
-        )
+        catalogue, sizes = features.of_users(config.use_user or self.quirks.user_embedding)
+        self.users = FeatureEmbedding(catalogue, sizes, config.embedding_dim) if sizes else None
+        contexts = features.context_sizes
+        self.context = ContextEmbedding(contexts, config.embedding_dim) if contexts else None
         self.item_width = self.items.width  # D
-        self.user_width = 0 if self.users is None else self.users.width
+        self.user_width = sum(part.width for part in (self.users, self.context) if part is not None)  # of `with_user`
 
     @property
     def embeddings(self) -> list[nn.Embedding]:
@@ -55,11 +54,21 @@ class Network(nn.Module):
         return S.index_select(0, batch.history_index)
 
     def with_user(self, batch: Batch, *parts: Tensor) -> Tensor:
-        """The head's input: the user's embedding first, if there is one, then the parts, each (B, .)."""
-        if self.users is None:
-            return torch.cat(parts, dim=1)
-        (user,) = self.users(batch.user)  # (G, user_width)
-        return torch.cat([user.index_select(0, batch.history_index), *parts], dim=1)
+        """The head's input: embeddings of the user and of the context, where there are, then the parts, each (B, .).
+
+        Raises ValueError where the network reads context and the batch has none.
+        """
+        first = []
+        if self.users is not None:
+            (user,) = self.users(batch.user)  # (G, .)
+            first.append(user.index_select(0, batch.history_index))
+        if self.context is not None:
+            if batch.context is None:
+                raise ValueError(
+                    "this network reads context features, and the batch has none: give Batch.context (B, C)"
+                )
+            first.append(self.context(batch.context))
+        return torch.cat([*first, *parts], dim=1)
 
     def forward(self, batch: Batch) -> Prediction:
         raise NotImplementedError

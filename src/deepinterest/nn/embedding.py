@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,27 @@ from torch import Tensor, nn
 
 @dataclass
 class Features:
-    """What is known of each item and each user: ids within each feature's vocabulary. Row 0 is the unknown one."""
+    """What is known of each item and each user: ids within each feature's vocabulary. Row 0 is the unknown one.
+
+    A user's first feature is the user itself. Context comes with each row of a batch, so only its sizes are known here.
+    """
 
     catalogue: Tensor  # (I, F) feature ids of each item, such as [item, category]
     sizes: list[int]  # (F,) vocabulary of each feature
     user_catalogue: Tensor  # (U, F') feature ids of each user
     user_sizes: list[int]  # (F',)
+    context_sizes: list[int] = field(default_factory=list)  # (C,) of each feature of a row itself, such as the hour
 
     def without_unknown_user(self) -> Features:
-        """The same with no row for the unknown user, who reads the first user's, as in the published code (quirk 2)."""
-        users = (self.user_catalogue - 1).clamp(min=0)
-        return Features(self.catalogue, self.sizes, users, [size - 1 for size in self.user_sizes])
+        """The same with no id for the unknown user, who reads the first user's, as in the published code (quirk 2)."""
+        users = self.user_catalogue.clone()
+        users[:, 0] = (users[:, 0] - 1).clamp(min=0)
+        return replace(self, user_catalogue=users, user_sizes=[self.user_sizes[0] - 1, *self.user_sizes[1:]])
+
+    def of_users(self, itself: bool) -> tuple[Tensor, list[int]]:
+        """Catalogue and sizes of users: all features, or without the user itself."""
+        first = 0 if itself else 1
+        return self.user_catalogue[:, first:], self.user_sizes[first:]
 
 
 class FeatureEmbedding(nn.Module):
@@ -32,10 +42,7 @@ class FeatureEmbedding(nn.Module):
         super().__init__()
         self.width = len(sizes) * dim
         self.register_buffer("catalogue", catalogue, persistent=False)  # (I, F)
-        self.tables = nn.ModuleList(nn.Embedding(size, dim, sparse=True) for size in sizes)
-        for table in self.tables:
-            assert isinstance(table, nn.Embedding)
-            nn.init.xavier_uniform_(table.weight)
+        self.tables = _tables(sizes, dim)
 
     def forward(self, *rows: Tensor) -> list[Tensor]:
         """Catalogue rows of any shape (...), int64 -> for each its embeddings (..., width)."""
@@ -46,3 +53,23 @@ class FeatureEmbedding(nn.Module):
         return [
             vectors.index_select(0, part).view(*row.shape, self.width) for part, row in zip(parts, rows, strict=True)
         ]
+
+
+class ContextEmbedding(nn.Module):
+    """The features of each row itself, side by side: ids (B, C) -> (B, width)."""
+
+    def __init__(self, sizes: list[int], dim: int) -> None:
+        super().__init__()
+        self.width = len(sizes) * dim
+        self.tables = _tables(sizes, dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.cat([table(ids[:, c]) for c, table in enumerate(self.tables)], dim=1)
+
+
+def _tables(sizes: list[int], dim: int) -> nn.ModuleList:
+    tables = nn.ModuleList(nn.Embedding(size, dim, sparse=True) for size in sizes)
+    for table in tables:
+        assert isinstance(table, nn.Embedding)
+        nn.init.xavier_uniform_(table.weight)
+    return tables

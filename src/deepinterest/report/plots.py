@@ -1,4 +1,4 @@
-"""Figures of a run: ROC, calibration, learning curves and attention over histories.
+"""Figures of a run: ROC, calibration, learning curves, attention over histories, and probes.
 
 Figures are built as objects, without pyplot: nothing is shared between them and no display is needed.
 """
@@ -9,6 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -158,6 +159,35 @@ def attention(rows: list[AttentionRow]) -> Figure:
         axes.tick_params(axis="x", labelsize=7)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         _plain(axes)
+    return figure
+
+
+def probes(content: dict[str, Any]) -> Figure:
+    """AUCs of `task=probe` as bars from one half on, the model's on top; from the content of probes.json.
+
+    A whisker is the 95 % interval of the difference to the model, laid at the bar's end.
+    """
+    model, network = content["model"]["auc"], content["features_network"]
+    bars = [("model", model, None, BLUE)]
+    bars += [
+        (f"model, {name}", value["auc"], value["model_adds"], BLUE) for name, value in content["histories"].items()
+    ]
+    bars += [("network on features alone", network["auc"], network["model_adds"], RED)]
+    bars += [(name, auc, None, GREY) for name, auc in content["scores"].items()]
+    figure, axes = _single(7, 0.3 * len(bars) + 1.2)
+    for place, (_, auc, adds, colour) in enumerate(bars):
+        alpha = 1.0 if colour != BLUE or place == 0 else 0.55
+        axes.barh(place, auc - 0.5, left=0.5, height=0.7, color=colour, alpha=alpha)
+        if adds is not None:
+            axes.plot([model - adds["high"], model - adds["low"]], [place, place], color="black", linewidth=1.2)
+        axes.annotate(
+            f"{auc:.3f}", (max(auc, 0.5), place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.axvline(0.5, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel="AUC on the test rows", title="What the AUC is made of")
     return figure
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 
 from deepinterest.config import EventFileConfig, TimestampUnit
-from deepinterest.data.events import Events, refuse_nulls
-from deepinterest.errors import UserError
+from deepinterest.data.events import LABEL, REQUIRED, Events, labels, refuse_nulls
+from deepinterest.errors import UserError, nearest
 
 
 def _scan_text(separator: str) -> Callable[[Path], pl.LazyFrame]:
@@ -34,12 +34,14 @@ SCANNERS: dict[str, Callable[[Path], pl.LazyFrame]] = {
     ".feather": lambda path: pl.scan_ipc(path),
     ".ipc": lambda path: pl.scan_ipc(path),
 }
+FEATURE_ROLES = ("item_features", "user_features", "context_features")
 MAX_MS = 253_402_300_800_000  # the year 10000
 PER_MS = {TimestampUnit.s: 1 / 1000, TimestampUnit.ms: 1, TimestampUnit.us: 1_000, TimestampUnit.ns: 1_000_000}
 
 
 def load(config: EventFileConfig) -> Events:
     """Read `config.path`; raises UserError for whatever is wrong with the file, its columns or its values."""
+    features = _features(config)
     path = _existing(config)
     frame = _read(path, config)
     where, keys = str(path), _keys(config)
@@ -61,15 +63,22 @@ def load(config: EventFileConfig) -> Events:
         category = columns["category"]
         missing = (category.cast(pl.String) == config.category_missing).fill_null(False)
         columns["category"] = pl.select(pl.when(~missing).then(category)).to_series()
-    events = pl.DataFrame(columns)
-
-    dropped: dict[str, int] = {}
+    for name in features:
+        columns[name] = _feature(frame[name], where, name in config.columns.numeric, is_text)
     if "label" in keys:
-        positive = _positives(frame["label"], where, called("label"))
-        dropped["label 0"] = int((~positive).sum())
-        events = events.filter(positive)
-    features = ["category"] if "category" in keys else []
-    return Events.build(events, features, path.name, dropped, config.seed, config.limit_users, config.ties)
+        columns[LABEL] = labels(frame[LABEL], where, called("label"))
+    return Events.build(
+        pl.DataFrame(columns),
+        [*(["category"] if "category" in keys else []), *config.columns.item_features],
+        path.name,
+        {},
+        config.seed,
+        config.limit_users,
+        config.ties,
+        user_features=config.columns.user_features,
+        context_features=config.columns.context_features,
+        label=LABEL if "label" in keys else None,
+    )
 
 
 def fingerprint(config: EventFileConfig) -> dict[str, Any]:
@@ -92,6 +101,34 @@ def _keys(config: EventFileConfig) -> dict[str, str]:
     return {role: column for role, column in roles.items() if column is not None}
 
 
+def _features(config: EventFileConfig) -> list[str]:
+    """The columns that are features; raises UserError where the settings contradict themselves."""
+    columns = config.columns
+    roles: dict[str, list[str]] = {role: getattr(columns, role) for role in FEATURE_ROLES}
+    taken: dict[str, str] = {column: role for role, column in _keys(config).items()}
+    reserved = (*REQUIRED, LABEL, *(["category"] if columns.category is not None else []))
+    for role, names in roles.items():
+        for name in names:
+            if name in taken:
+                raise UserError(
+                    f"data.columns.{role} names {name!r}, which data.columns.{taken[name]} names already: a column has "
+                    "one part to play, so leave it out of one of them."
+                )
+            if name in reserved or name.startswith("__"):
+                raise UserError(
+                    f"data.columns.{role} names {name!r}, a name that means something else here: rename the column."
+                )
+            taken[name] = role
+    features = [name for names in roles.values() for name in names]
+    for name in columns.numeric:
+        if name not in features:
+            raise UserError(
+                f"data.columns.numeric names {name!r}, and the features are {', '.join(features) or 'none'}: "
+                "add it to user_features, item_features or context_features."
+            )
+    return features
+
+
 def _existing(config: EventFileConfig) -> Path:
     path = Path(config.path).expanduser()
     if path.is_dir():
@@ -111,6 +148,7 @@ def _read(path: Path, config: EventFileConfig) -> pl.DataFrame:
     """The columns the settings name, under the names of their roles."""
     kind = path.suffix.lower()
     keys = _keys(config)
+    features = {name: role for role in FEATURE_ROLES for name in getattr(config.columns, role)}
     try:
         scan = SCANNERS[kind](path)
         present = scan.collect_schema().names()
@@ -120,7 +158,14 @@ def _read(path: Path, config: EventFileConfig) -> pl.DataFrame:
                     f"{path} has no column {column!r}, only {', '.join(present)}: "
                     f"set data.columns.{role} to the column that holds the {role}."
                 )
-        frame = scan.select(pl.col(column).alias(role) for role, column in keys.items()).collect()
+        for name, role in features.items():
+            if name not in present:
+                raise UserError(
+                    f"{path} has no column {name!r}, only {', '.join(present)}: correct data.columns.{role}"
+                    f"{nearest(name, present) or '.'}"
+                )
+        chosen = [*(pl.col(column).alias(role) for role, column in keys.items()), *(pl.col(name) for name in features)]
+        frame = scan.select(chosen).collect()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]
         raise UserError(f"{path} cannot be read as {kind} ({reason}): write it anew or correct data.path.") from error
@@ -153,22 +198,25 @@ def _ids(values: pl.Series, where: str, called: str, is_text: bool) -> pl.Series
     raise UserError(f"{where}: {called} is of type {dtype}: use whole numbers or text.")
 
 
-def _positives(values: pl.Series, where: str, called: str) -> pl.Series:
-    """Which rows have label 1; raises UserError for other labels than 0 and 1, and if only one of them occurs."""
-    refuse_nulls(values, where, called)
-    numbers = values.cast(pl.Float64, strict=False) if not values.dtype.is_nested() else pl.Series([None] * len(values))
-    wrong = ~numbers.is_in([0.0, 1.0]).fill_null(False)
+def _feature(values: pl.Series, where: str, numeric: bool, is_text: bool) -> pl.Series:
+    """A quantity as Float64, a category as Int64 or String; raises UserError with the row of what is neither."""
+    called = f"column {values.name!r}"
+    if values.dtype.is_nested() or values.dtype in (pl.Object, pl.Binary):
+        raise UserError(f"{where}: {called} is of type {values.dtype}: features are numbers or text.")
+    if not numeric and not values.dtype.is_float():
+        if values.dtype == pl.Boolean or values.dtype.is_temporal() or values.dtype.is_decimal():
+            return values.cast(pl.String)
+        return _ids(values, where, called, is_text)
+    text = values.str.strip_chars() if values.dtype == pl.String else values
+    numbers = text.cast(pl.Float64, strict=False)
+    wrong = numbers.is_null() & values.is_not_null()
     if wrong.any():
         row = int(wrong.arg_max() or 0)
-        raise UserError(f"{where}: {called} holds {values[row]!r} in row {row + 1}: labels must be 0 or 1.")
-    positive = numbers == 1
-    if positive.all() or not positive.any():
-        only = int(positive[0])
         raise UserError(
-            f"{where}: {called} is {only} in all {len(values)} rows: a label needs both 0 and 1; "
-            "set data.columns.label to null if every row is an event."
+            f"{where}: {called} holds {values[row]!r} in row {row + 1}, which is no number: mend it, leave it empty, "
+            "or take the column out of data.columns.numeric."
         )
-    return positive
+    return numbers
 
 
 # ---------------------------------------------------------------------------------------------------------- timestamps
