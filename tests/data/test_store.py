@@ -561,6 +561,7 @@ def test_exported_rows_read_back_are_the_same(category: str | None, tmp_path: Pa
 
 def test_published_files_survive_reading_and_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = published(items=pl.DataFrame({"item": ["a90"], "category": ["c1"]}))
+    frame = events.frame
     rows = events.rows
     assert rows is not None
     rows.test = rows.test.with_columns(item=pl.when(pl.col("label") == 0).then(pl.lit("a90")).otherwise("item"))
@@ -568,7 +569,7 @@ def test_published_files_survive_reading_and_writing(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     back = sources.load(ReferenceDataConfig(path=str(tmp_path / "layout")))
     assert back.rows is not None
-    assert back.frame.equals(events.frame)
+    assert back.frame.equals(frame)
     assert back.rows.train.equals(rows.train) and back.rows.test.equals(rows.test)
     for name, values in rows.vocabularies.items():
         assert back.rows.vocabularies[name].to_list() == values.to_list()

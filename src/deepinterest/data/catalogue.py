@@ -46,26 +46,35 @@ class Catalogue:
         return lines
 
 
+def raw(
+    events: Events, items: pl.Series, users: pl.Series, rows: PublishedRows | None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Items and users with their features, of catalogue rows 1, 2, … and of users 0, 1, ….
+
+    Args:
+        items, users: their raw values.
+    """
+    per_user = pl.DataFrame({"user": users})
+    if events.user_features:
+        known = events.frame.group_by("user").agg(pl.col(name).first() for name in events.user_features)
+        per_user = per_user.join(known, on="user", how="left", maintain_order="left")
+    return _per_item(events, items, rows), per_user
+
+
 def build(
     events: Events,
     log: Log,
     result: Labelled,
-    items: pl.Series,
-    users: pl.Series,
+    per_item: pl.DataFrame,
+    per_user: pl.DataFrame,
     rows: PublishedRows | None,
     data: DataConfig,
     protocol: ProtocolConfig,
 ) -> Catalogue:
     """Args:
-    items, users: raw values of catalogue rows 1, 2, … and of users 0, 1, ….
+    per_item, per_user: what `raw` gives.
     rows: of the published files, where they say what is learned from; None otherwise.
     """
-    per_item = _per_item(events, items, rows)
-    per_user = pl.DataFrame({"user": users})
-    if events.user_features:
-        known = events.frame.group_by("user").agg(pl.col(name).first() for name in events.user_features)
-        per_user = per_user.join(known, on="user", how="left", maintain_order="left")
-
     vocabularies: dict[str, Vocabulary | Buckets] = {}
     if rows:
         if data.min_item_count > 1:

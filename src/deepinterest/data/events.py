@@ -115,7 +115,9 @@ class Events:
             columns = [*REQUIRED, *features, LABEL]
         for feature in features:
             frame = frame.with_columns(_quantity(frame[feature], name))
-        frame = frame.with_columns(pl.col("timestamp").cast(pl.Int64)).with_row_index("__row")
+        frame = frame.with_columns(pl.col("timestamp").cast(pl.Int64))
+        if ties is Ties.file:
+            frame = frame.with_row_index("__row")
 
         # A feature is a fact about the item or the user, so it is settled on all events, before users are sampled.
         notes: dict[str, int] = {}
@@ -206,7 +208,7 @@ def _one_value_per(owner: str, frame: pl.DataFrame, feature: str) -> tuple[pl.Da
         known.sort(owner, "len", feature, descending=[False, True, False])
         .group_by(owner, maintain_order=True)
         .agg(pl.col(feature).first(), pl.len().alias("values"))
-        .collect()
+        .collect(engine="streaming")
     )
     several = int((chosen["values"] > 1).sum())
     if several == 0 and frame[feature].null_count() == 0:
@@ -231,13 +233,47 @@ def _shuffle_ties(frame: pl.DataFrame, seed: int, context: list[str]) -> pl.Data
     of items would do the same. The canonical sort first makes the random keys independent of the file's order.
     """
     labelled = LABEL in frame.columns
-    frame = frame.sort("user", "timestamp", "item", *context, *([LABEL] if labelled else []))
+    key = _user_and_time(frame)
+    order = np.argsort(key).astype(np.uint32)
+    key = key[order]
+    same = key[1:] == key[:-1]
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))  # only these have an order to choose
+    distinct = ["item", *context, *([LABEL] if labelled else [])]
+    rows = pl.DataFrame({"__key": key[tied], "__row": order[tied]}).with_columns(
+        frame[name].gather(order[tied]) for name in distinct
+    )
+    rows = rows.sort("__key", *distinct)
+    order[tied] = rows["__row"].to_numpy()
     rng = np.random.default_rng([seed, 1])
     if labelled:  # touches first: they stand in the same order without the others
-        touch = frame[LABEL].to_numpy() == 1
+        touch = frame[LABEL].gather(order).to_numpy() == 1
         keys = np.empty(frame.height)
         for part in (touch, ~touch):
             keys[part] = rng.random(np.count_nonzero(part))
     else:
         keys = rng.random(frame.height)
-    return frame.with_columns(pl.Series("__key", keys)).sort("user", "timestamp", "__key").drop("__key")
+    rows = rows.with_columns(pl.Series("__random", keys[tied])).sort("__key", "__random")
+    order[tied] = rows["__row"].to_numpy()
+    return pl.DataFrame([column.gather(order) for column in frame.get_columns()])
+
+
+def _user_and_time(frame: pl.DataFrame) -> np.ndarray:
+    """(E,) int64 that sort as (user, timestamp) do, and are equal where both are."""
+    user, time = frame["user"], frame["timestamp"]
+    if not user.dtype.is_integer() or _span(user) * _span(time) >= 2**63:
+        user = user.rank("dense").cast(pl.Int64)
+    if _span(user) * _span(time) >= 2**63:
+        time = time.rank("dense").cast(pl.Int64)
+    if _span(user) * _span(time) >= 2**63:
+        return frame.select(pl.struct("user", "timestamp").rank("dense").cast(pl.Int64)).to_series().to_numpy()
+    key = user.cast(pl.Int64).to_numpy() - user.min()
+    key *= _span(time)
+    key += time.to_numpy()
+    key -= time.min()
+    return key
+
+
+def _span(values: pl.Series) -> int:
+    low, high = values.min(), values.max()
+    assert isinstance(low, int) and isinstance(high, int)
+    return high - low + 1

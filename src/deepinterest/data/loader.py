@@ -185,9 +185,9 @@ class BatchLoader:
         """The groups of each batch of an epoch."""
         if self._sorted is not None:
             return self._sorted
-        groups = np.arange(len(self.samples))
+        groups = np.arange(len(self.samples), dtype=np.int32 if len(self.samples) < 2**31 else np.int64)
         if self.shuffle:
-            groups = np.random.default_rng([self.seed, 3, epoch]).permutation(groups)
+            np.random.default_rng([self.seed, 3, epoch]).shuffle(groups)
         return np.split(groups[self.rank :: self.world][: self._cuts[-1]], self._cuts[1:-1])
 
     def _published_order(self, batch_size: int) -> list[np.ndarray]:

@@ -67,7 +67,9 @@ class Log:
         """(E,) int64: events of one user at one time share a number; numbers ascend."""
         first = np.ones(len(self), dtype=bool)
         first[1:] = (self.user[1:] != self.user[:-1]) | (self.time[1:] != self.time[:-1])
-        return np.cumsum(first) - 1
+        number = np.cumsum(first)
+        number -= 1
+        return number
 
     @property
     def position(self) -> np.ndarray:

@@ -10,6 +10,7 @@ from deepinterest.config import Distribution, Exclude, NegativesConfig
 from deepinterest.data.log import Log
 from deepinterest.errors import UserError
 
+CHUNK = 2_000_000  # draws at a time
 ROUNDS = 200  # of rejection; each leaves only the rows whose every draw was excluded
 
 
@@ -42,8 +43,13 @@ class NegativeSampler:
         Raises UserError where an event has no item left that is not excluded.
         """
         events = np.repeat(events, count)
-        drawn = self._propose(rng, events)
-        bad = np.flatnonzero(self._excluded(events, drawn))
+        drawn = np.empty(len(events), dtype=self.pool.dtype)
+        found = []
+        for begin in range(0, len(events), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            drawn[part] = self._propose(rng, events[part])
+            found.append(begin + np.flatnonzero(self._excluded(events[part], drawn[part])))
+        bad = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
         for _ in range(ROUNDS):
             if len(bad) == 0:
                 break
@@ -83,7 +89,10 @@ class NegativeSampler:
 
     @cached_property
     def _basket_items(self) -> np.ndarray:
-        return np.unique(self.log.basket * self.log.items + self.log.item)
+        keys = self.log.basket * self.log.items
+        keys += self.log.item
+        keys.sort()
+        return keys
 
     @cached_property
     def _user_items(self) -> tuple[np.ndarray, np.ndarray]:

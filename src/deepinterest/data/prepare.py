@@ -45,6 +45,9 @@ def write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Calla
     rows = events.rows if isinstance(protocol, LastEventConfig) else None
     further = pl.concat([rows.train["item"], rows.test["item"]]) if rows else None
     log, items, users = Log.of(events, further)
+    per_item, per_user = catalogue.raw(events, items, users, rows)
+    if not events.labelled:
+        events.frame = events.frame.select(events.context_features)  # the log has what else is needed
     if rows and isinstance(protocol, LastEventConfig):
         stage("splitting")
         result = labelled.published(log, items, users, rows, protocol, data.seed)
@@ -58,7 +61,7 @@ def write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Calla
     samples = result.samples
 
     stage("building vocabularies")
-    held = catalogue.build(events, log, result, items, users, rows, data, protocol)
+    held = catalogue.build(events, log, result, per_item, per_user, rows, data, protocol)
     if held.context is not None:
         if result.impressions is None:
             log.context = held.context
@@ -137,7 +140,7 @@ def hash_of(*parts: np.ndarray | bytes) -> str:
     """16 hex digits."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
     return digest.hexdigest()[:16]
 
 
@@ -155,14 +158,17 @@ def _read(data: DataConfig, protocol: ProtocolConfig) -> Events:
     fewest = MINIMUM_EVENTS.get(protocol.name, 2)
     if fewest == 1:
         return events
-    kept = events.frame.filter(pl.len().over("user") >= fewest)
+    lengths = events.frame["user"].rle().struct.field("len").to_numpy()  # the frame is sorted by user
+    if lengths.min() >= fewest:
+        events.dropped[f"users with fewer than {fewest} events"] = 0
+        return events
+    kept = events.frame.filter(pl.Series(np.repeat(lengths >= fewest, lengths)))
     if kept.is_empty():
         raise UserError(
             f"No user of {events.name} has {fewest} events or more, which protocol={protocol.name} needs; "
             "check that data.columns.user names the user's column."
         )
-    lost = events.frame["user"].n_unique() - kept["user"].n_unique()
-    events.dropped[f"users with fewer than {fewest} events"] = lost
+    events.dropped[f"users with fewer than {fewest} events"] = int((lengths < fewest).sum())
     events.frame = kept
     return events
 

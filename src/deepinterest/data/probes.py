@@ -25,11 +25,9 @@ def probe_scores(
     counts = np.diff(samples.candidate_offsets)
     time = samples.row_time(log)
     item = samples.candidates
-    scores = {
-        "popularity": np.bincount(log.item[seen], minlength=log.items)[item].astype(np.float64),
-        "popularity_hour_before": _touches(log, item, time - HOUR, time),
-        "popularity_day_before": _touches(log, item, time - 24 * HOUR, time),
-    }
+    scores = {"popularity": np.bincount(log.item[seen], minlength=log.items)[item].astype(np.float64)}
+    hour, day = _touches(log, item, time, (HOUR, 24 * HOUR))
+    scores |= {"popularity_hour_before": hour, "popularity_day_before": day}
     in_history, same_category = np.zeros(len(item)), np.zeros(len(item))
     for begin in range(0, len(samples), CHUNK):
         groups = np.arange(begin, min(begin + CHUNK, len(samples)))
@@ -51,14 +49,26 @@ def probe_scores(
     return scores
 
 
-def _touches(log: Log, item: np.ndarray, since: np.ndarray, until: np.ndarray) -> np.ndarray:
-    """How often each item was touched by anybody at a time in [since, until)."""
-    order = np.lexsort((log.time, log.item))
-    # One ascending key (item, time): ranks of the times keep it small whatever their unit.
-    times = np.unique(log.time)
-    key = log.item[order].astype(np.int64) * (len(times) + 1) + np.searchsorted(times, log.time[order])
+def _touches(log: Log, item: np.ndarray, until: np.ndarray, before: tuple[int, ...]) -> list[np.ndarray]:
+    """How often each item was touched by anybody so many milliseconds before `until` or less, but not at it."""
+    # One ascending key (item, time). Where times are far apart, their ranks keep it within 64 bits.
+    first, last = int(log.time.min()), int(log.time.max())
+    span = last - first + 2
+    times = None if log.items * span < 2**63 else np.unique(log.time)
+    if times is not None:
+        span = len(times) + 1
 
-    def before(moment: np.ndarray) -> np.ndarray:
-        return np.searchsorted(key, item.astype(np.int64) * (len(times) + 1) + np.searchsorted(times, moment))
+    def place(moment: np.ndarray) -> np.ndarray:
+        return np.clip(moment, first, last + 1) - first if times is None else np.searchsorted(times, moment)
 
-    return (before(until) - before(since)).astype(np.float64)
+    keys = log.item.astype(np.int64)
+    keys *= span
+    keys += place(log.time)
+    keys.sort()
+    base = item.astype(np.int64) * span
+    order = np.argsort(base + place(until))  # neighbours in the search are neighbours in memory
+    result = [np.empty(len(item)) for _ in before]
+    end = np.searchsorted(keys, (base + place(until))[order])
+    for count, width in zip(result, before, strict=True):
+        count[order] = end - np.searchsorted(keys, (base + place(until - width))[order])
+    return result

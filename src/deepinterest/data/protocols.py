@@ -15,6 +15,7 @@ from deepinterest.data.log import Log
 from deepinterest.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+CHUNK = 2_000_000  # targets at a time
 # Of a user: fewer give no target. Under last_event a lone event still is in the whole pool of negatives.
 MINIMUM_EVENTS = {"temporal": 2, "leave_last_out": 3, "last_event": 1, "labelled": 1}
 
@@ -46,8 +47,9 @@ def split(log: Log, config: ProtocolConfig, seed: int) -> Split:
     known = np.zeros(log.items, dtype=bool)
     known[log.item[seen]] = True
     result = Split(seen, {})
+    part[log.user_offsets[:-1]] = -1  # a user's first event has no history
     for number, name in enumerate(SPLITS):
-        targets = np.flatnonzero((part == number) & (log.position >= 1))
+        targets = np.flatnonzero(part == number)
         if name != "train" and not keep_all:
             unseen = ~known[log.item[targets]]
             result.dropped[f"{name} targets unseen in training"] = int(unseen.sum())
@@ -81,7 +83,7 @@ def hold_out(users: np.ndarray, share: float, split: str, seed: int) -> tuple[np
 
 def _temporal(log: Log, config: TemporalConfig) -> tuple[np.ndarray, np.ndarray]:
     cuts = time_cuts(log.time, config)
-    return np.searchsorted(cuts, log.time, side="right"), log.time < cuts[0]
+    return np.searchsorted(cuts, log.time, side="right").astype(np.int8), log.time < cuts[0]
 
 
 def time_cuts(time: np.ndarray, config: TemporalConfig | LabelledConfig) -> np.ndarray:
@@ -92,8 +94,9 @@ def time_cuts(time: np.ndarray, config: TemporalConfig | LabelledConfig) -> np.n
 
 
 def _leave_last_out(log: Log) -> tuple[np.ndarray, np.ndarray]:
-    from_the_end = events_after(log)
-    part = np.select([from_the_end == 0, from_the_end == 1], [2, 1], default=0)
+    part = np.zeros(len(log), dtype=np.int8)
+    part[log.user_offsets[1:] - 1] = 2
+    part[(log.user_offsets[1:] - 2)[np.diff(log.user_offsets) >= 2]] = 1
     return part, part == 0
 
 
@@ -102,7 +105,7 @@ def _last_event(log: Log, config: LastEventConfig, seed: int) -> tuple[np.ndarra
     length = np.diff(log.user_offsets)
     rest, test = hold_out(np.flatnonzero(length >= 2), config.test_share, "test", seed)
     train, validation = hold_out(rest, config.validation_share, "validation", seed)
-    part = np.full(len(log), -1)
+    part = np.full(len(log), -1, dtype=np.int8)
     for number, users in enumerate((train, validation, test)):
         part[log.user_offsets[users + 1] - 1] = number
     seen = np.isin(np.arange(len(length)), train)[log.user]
@@ -117,6 +120,14 @@ def events_after(log: Log) -> np.ndarray:
 
 def sample_per_user(user: np.ndarray, targets: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     """At most so many of each user's targets (n,), ascending; user (n,) says whose they are."""
-    order = np.lexsort((rng.random(len(targets)), user))
-    first = np.searchsorted(user[order], user[order], side="left")
-    return np.sort(targets[order[np.arange(len(order)) - first < most]])
+    chosen, begin = [], 0
+    while begin < len(user):
+        end = len(user)
+        if begin + CHUNK < end:
+            end = int(np.searchsorted(user, user[begin + CHUNK], side="right"))
+        part = user[begin:end]
+        order = np.lexsort((rng.random(len(part)), part))
+        first = np.searchsorted(part, part, side="left")  # part[order] is part
+        chosen.append(np.sort(targets[begin + order[np.arange(len(part)) - first < most]]))
+        begin = end
+    return np.concatenate(chosen) if chosen else targets

@@ -163,7 +163,8 @@ def features(log: Log, seen: np.ndarray, samples: Samples, category: np.ndarray 
 def _popularity_before(log: Log, samples: Samples) -> tuple[np.ndarray, float]:
     """(R,) share of an item among all events before the row's time; and the share of one event in the whole log."""
     time = samples.row_time(log)
-    touches = _touches(log, samples.candidates, np.full_like(time, log.time.min()), time)
+    whole = int(time.max() - log.time.min()) + 1
+    (touches,) = _touches(log, samples.candidates, time, (whole,))
     events = np.searchsorted(np.sort(log.time), time)
     return touches / np.maximum(events, 1), 1 / len(log)
 

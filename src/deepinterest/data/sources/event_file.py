@@ -67,6 +67,7 @@ def load(config: EventFileConfig) -> Events:
         columns[name] = _feature(frame[name], where, name in config.columns.numeric, is_text)
     if "label" in keys:
         columns[LABEL] = labels(frame[LABEL], where, called("label"))
+    del frame  # as large as the events themselves
     return Events.build(
         pl.DataFrame(columns),
         [*(["category"] if "category" in keys else []), *config.columns.item_features],
