@@ -7,8 +7,9 @@ import pytest
 
 from deepinterest.config import LeaveLastOutConfig, Quirks, SyntheticConfig
 from deepinterest.data.datamodule import InteractionData
-from deepinterest.data.loader import PUBLISHED_BUFFER, BatchLoader, Samples
+from deepinterest.data.loader import PUBLISHED_BUFFER, BatchLoader
 from deepinterest.data.log import Log
+from deepinterest.data.samples import Samples
 from deepinterest.errors import UserError
 
 LENGTHS = [3, 9, 1, 4, 4, 7, 2, 5, 8, 6, 2, 3]

@@ -18,11 +18,12 @@ from deepinterest.config import (
     TargetsPerUser,
     TemporalConfig,
 )
-from deepinterest.data.loader import BatchLoader, Samples, ranges
+from deepinterest.data.loader import BatchLoader
 from deepinterest.data.log import Log
 from deepinterest.data.negatives import NegativeSampler
 from deepinterest.data.probes import probe_scores
 from deepinterest.data.protocols import SPLITS, split
+from deepinterest.data.samples import Samples, ranges
 from deepinterest.errors import UserError
 
 ALL = TargetsPerUser(train=None, validation=None, test=None)

@@ -36,7 +36,7 @@ from deepinterest.data import sources, store
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.events import Events, PublishedRows
 from deepinterest.data.layout_export import export
-from deepinterest.data.loader import Samples
+from deepinterest.data.samples import Samples
 from deepinterest.data.store import SPLITS, STAGES, Store, prepare
 from deepinterest.errors import UserError
 
@@ -665,3 +665,8 @@ def test_last_event_agrees_with_the_published_pipeline(tmp_path: Path) -> None:
     assert 12_005 - spread <= ids["mid"] <= 12_005 and 12_005 - spread <= held.sizes[0] - 1 <= 12_005
     assert abs(ids["cat"] - 1 - (held.sizes[1] - 1)) <= spread
     assert held.user_sizes == [(card["train_rows"] + card["validation_rows"]) // 2 + 1]
+
+
+def test_preparing_needs_no_torch() -> None:
+    code = "import sys, deepinterest.data.store; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

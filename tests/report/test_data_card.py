@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from deepinterest.config import SyntheticConfig, TemporalConfig
-from deepinterest.data.loader import Samples
 from deepinterest.data.log import Log
+from deepinterest.data.samples import Samples
 from deepinterest.data.store import Store, load, prepare
 from deepinterest.errors import UserError
 from deepinterest.report import data_card

@@ -15,8 +15,9 @@ from matplotlib.patches import Rectangle
 from conftest import NETWORK, Settings
 from deepinterest.config import Task
 from deepinterest.data.batch import Batch
-from deepinterest.data.loader import BatchLoader, Samples
+from deepinterest.data.loader import BatchLoader
 from deepinterest.data.log import Log
+from deepinterest.data.samples import Samples
 from deepinterest.errors import UserError
 from deepinterest.experiment import run
 from deepinterest.report import plots, probing

@@ -8,8 +8,9 @@ from typing import Any
 import lightning as L
 
 from deepinterest.config import DataConfig, LabelledConfig, NegativesConfig, ProtocolConfig, Quirks, Refresh
-from deepinterest.data.loader import BatchLoader, Samples
+from deepinterest.data.loader import BatchLoader
 from deepinterest.data.negatives import NegativeSampler
+from deepinterest.data.samples import Samples
 from deepinterest.data.store import Store, load, prepare
 
 

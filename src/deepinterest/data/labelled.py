@@ -10,7 +10,6 @@ import polars as pl
 
 from deepinterest.config import LabelledConfig, LastEventConfig, ProtocolConfig
 from deepinterest.data.events import LABEL, PublishedRows
-from deepinterest.data.loader import Samples, ranges
 from deepinterest.data.log import Log
 from deepinterest.data.negatives import NegativeSampler
 from deepinterest.data.protocols import (
@@ -22,6 +21,7 @@ from deepinterest.data.protocols import (
     split,
     time_cuts,
 )
+from deepinterest.data.samples import Samples, ranges
 from deepinterest.data.vocabulary import Vocabulary
 from deepinterest.errors import UserError
 

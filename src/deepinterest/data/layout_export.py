@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from deepinterest.data import layout
-from deepinterest.data.loader import Samples
+from deepinterest.data.samples import Samples
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
 

@@ -22,11 +22,11 @@ from deepinterest.config import (
 from deepinterest.data import catalogue, labelled, sources
 from deepinterest.data.core import keep_core
 from deepinterest.data.events import Events
-from deepinterest.data.loader import Samples
 from deepinterest.data.log import Log
 from deepinterest.data.negatives import NegativeSampler
 from deepinterest.data.probes import probe_scores
 from deepinterest.data.protocols import MINIMUM_EVENTS, SPLITS
+from deepinterest.data.samples import Samples
 from deepinterest.errors import UserError
 
 STAGES = ("reading events", "splitting", "drawing negatives", "building vocabularies", "probing", "writing")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from deepinterest.data.loader import Samples, ranges
 from deepinterest.data.log import Log
+from deepinterest.data.samples import Samples, ranges
 
 HOUR = 3_600_000  # milliseconds
 CHUNK = 20_000  # groups at a time

@@ -24,10 +24,10 @@ from platformdirs import user_cache_path
 
 from deepinterest.config import DataConfig, ProtocolConfig
 from deepinterest.data import sources
-from deepinterest.data.loader import Samples
 from deepinterest.data.log import Log
 from deepinterest.data.prepare import SAMPLE_ARRAYS, STAGES, hash_of, vocabulary_file, write
 from deepinterest.data.protocols import SPLITS
+from deepinterest.data.samples import Samples
 from deepinterest.data.vocabulary import Buckets, Vocabulary
 from deepinterest.data.vocabulary import load as load_vocabulary
 from deepinterest.errors import UserError

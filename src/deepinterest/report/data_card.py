@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from deepinterest.data.loader import Samples
 from deepinterest.data.log import Log
 from deepinterest.data.protocols import SPLITS
+from deepinterest.data.samples import Samples
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
 from deepinterest.report import plots

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from deepinterest.data.batch import Batch
 from deepinterest.data.datamodule import InteractionData
-from deepinterest.data.loader import BatchLoader, Samples, ranges
+from deepinterest.data.loader import BatchLoader
 from deepinterest.data.log import Log
 from deepinterest.data.probes import _touches, probe_scores
+from deepinterest.data.samples import Samples, ranges
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
 from deepinterest.report import plots, run_folder
