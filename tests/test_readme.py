@@ -1,6 +1,7 @@
-"""The README's commands are real: each one composes to a valid config, and each path it names exists."""
+"""The commands of the README and of docs/ are real: each composes to a valid config, and each path named exists."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^ {4}python run\.py(.*)$", TEXT.replace("\\\n", " "), flags=re.MULTILINE)
+COMMANDS = [
+    command.partition("#")[0].strip()
+    for page in PAGES
+    for command in re.findall(r"^ {4}python run\.py(.*)$", page.read_text().replace("\\\n", " "), flags=re.MULTILINE)
+]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.split("#")[0].strip() or "bare")
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)), ids=lambda c: c or "bare")
 def test_command_composes(command):
-    words = [word for word in command.split("#")[0].split() if word not in ("-m", "--help")]
+    words = [word for word in shlex.split(command) if word not in ("-m", "--help")]
     first = [re.sub(r"=([^,]+),.*", r"=\1", word) for word in words]  # of a sweep, its first job
     answer = subprocess.run(
         [sys.executable, "run.py", *first, "--cfg", "job"], cwd=ROOT, capture_output=True, text=True
@@ -23,7 +29,7 @@ def test_command_composes(command):
     for word in first:
         key, _, value = word.partition("=")
         if "." in key:
-            assert f"{key.rpartition('.')[2]}: {value}" in answer.stdout
+            assert f"{key.rpartition('.')[2]}: {value}".replace('"', "") in answer.stdout
 
 
 def test_there_are_commands():
@@ -31,8 +37,12 @@ def test_there_are_commands():
 
 
 def test_linked_files_exist():
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", TEXT) + re.findall(r"`(src/[\w/.]+)`", TEXT):
-        assert (ROOT / path).exists(), path
+    for page in PAGES:
+        text = page.read_text()
+        for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (page.parent / path).exists(), path
+        for path in re.findall(r"`(src/[\w/.]+)`", text):
+            assert (ROOT / path).exists(), path
 
 
 def test_make_targets_exist():
