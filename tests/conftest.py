@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from deepinterest.config import ExperimentConfig, register, resolved, typed
@@ -54,3 +55,12 @@ def settings(small: Callable[..., list[str]]) -> Settings:
         return typed(config), resolved(config)
 
     return make
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums run in one order, whatever the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import pytest
@@ -50,14 +50,7 @@ published_networks = pytest.mark.parametrize("config", PUBLISHED, ids=lambda con
 every_network = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 both_modes = pytest.mark.parametrize("quirks", [Quirks(), ALL_QUIRKS], ids=["default", "reference"])
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums then run in one order, whatever the machine: the tolerances below are those of rounding."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the tolerances below are those of rounding
 
 
 def features() -> Features:

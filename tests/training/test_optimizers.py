@@ -2,7 +2,6 @@
 
 import copy
 import io
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -15,12 +14,7 @@ ROWS, DIM = 40, 4
 TOLERANCE = 5e-6
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):
