@@ -260,12 +260,13 @@ def test_names_that_no_file_could_have(tmp_path: Path) -> None:
     assert len(held.vocabulary("brand/maker")) == 6 and len(held.vocabulary("Gerät: 1")) == 3
 
 
-def test_brand_is_no_category(tmp_path: Path) -> None:
+def test_brand_is_no_category(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = source(tmp_path, category=None, item_features=["brand"], numeric=["age", "load"])
     held = module(data, LastEventConfig(), tmp_path).store
     assert held.category() is None and "category_count" not in held.probes and held.card["categories"] == 0
     assert held.card["item features"] == "brand (5 values)"
     export(held, tmp_path / "layout")
+    assert "no place for brand (5 values), gender (2 values), age (4 buckets), device" in caplog.text
     assert (tmp_path / "layout" / "item-info").read_text().splitlines()[0].split("\t")[1:] == ["default_cat"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ from deepinterest.data.samples import Samples
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 def export(store: Store, folder: Path) -> None:
     """Write the seven files; rows of train and validation together are the training file.
+
+    Features but the category have no place in the layout: a warning names them.
 
     Raises UserError where the protocol isn't last_event, and where a group isn't a pair of a positive and a negative.
     """
@@ -29,7 +34,12 @@ def export(store: Store, folder: Path) -> None:
     else:  # a source without categories
         items = items.with_columns(category=pl.lit(None, pl.String))
         categories = pl.Series(dtype=pl.String)
-    items = items.select("item", "category")  # the layout has no other feature
+    features = [
+        store.card[f"{kind} features"] for kind in ("item", "user", "context") if f"{kind} features" in store.card
+    ]
+    if features:
+        log.warning("The published layout has no place for %s: left out.", ", ".join(features))
+    items = items.select("item", "category")
     touched = items[store.log.item - 1]
     layout.write(
         folder,
