@@ -47,6 +47,16 @@ class AttentionUpdate(Enum):
     paper = "paper"  # write gate a (1-u) : a step is never larger than the plain GRU's
 
 
+class KernelName(Enum):
+    """Who computes the recurrences."""
+
+    auto = "auto"  # the fastest of the others that fits device, precision and width
+    oracle = "oracle"  # one step at a time, for tests
+    torch = "torch"
+    cpu = "cpu"  # numba
+    gpu = "gpu"  # Triton
+
+
 class Ties(Enum):
     random = "random"  # a seeded random order: a file's own order can give the answer away
     file = "file"  # the order of the file, as in the published code
@@ -453,6 +463,7 @@ class TrainerConfig:
     batch_size: int = ranged(256, low=1)  # rows
     eval_batch_size: int = ranged(4096, low=1)
     threads: int | None = ranged(None, low=1)  # torch threads; null leaves torch's choice
+    kernel: KernelName = KernelName.auto
     progress: bool = True
 
 

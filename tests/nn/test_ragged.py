@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepinterest.nn.ragged import Pairs, TimeMajor, next_steps, segment_softmax, segment_sum
+from deepinterest.nn.ragged import Pairs, TimeMajor, last_rows, next_steps, segment_softmax, segment_sum
 
 LENGTHS = [[3, 0, 1, 5, 1], [0], [0, 0], [1], [4, 4], [0, 2]]
 
@@ -60,6 +60,14 @@ def test_next_steps(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
+def test_last_rows(lengths: list[int]) -> None:
+    offsets = offsets_of(lengths)
+    rows = 1.0 + torch.arange(sum(lengths)).unsqueeze(1)
+    expected = [float(offsets[s + 1]) if lengths[s] else 0.0 for s in range(len(lengths))]
+    assert last_rows(rows, offsets).squeeze(1).tolist() == expected
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
 def test_walk(lengths: list[int]) -> None:
     offsets = offsets_of(lengths)
     walk = TimeMajor.of(offsets, sum(lengths))
@@ -71,8 +79,6 @@ def test_walk(lengths: list[int]) -> None:
     assert walk.active == [sum(length > t for length in lengths) for t in steps]
 
     rows = 1.0 + torch.arange(sum(lengths)).unsqueeze(1)
-    final = [float(offsets[s + 1]) if lengths[s] else 0.0 for s in range(len(lengths))]
-    assert walk.final(rows[walk.index]).squeeze(1).tolist() == final
     first = set(offsets[:-1].tolist())
     before = [0.0 if row in first else float(row) for row in walk.index.tolist()]
     assert walk.before(rows[walk.index]).squeeze(1).tolist() == before

@@ -32,6 +32,14 @@ def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
     return exponentials / segment_sum(exponentials, offsets).index_select(0, segment)  # (N,)
 
 
+def last_rows(values: Tensor, offsets: Tensor) -> Tensor:
+    """The last row of each segment, zero for an empty one: (N, H) -> (S, H)."""
+    if len(values) == 0:
+        return values.sum(0, keepdim=True).expand(len(offsets) - 1, -1)  # zeros, and differentiable
+    rows = values.index_select(0, (offsets[1:] - 1).clamp(min=0))  # (S, H)
+    return rows.masked_fill((offsets.diff() == 0).unsqueeze(1), 0)
+
+
 def next_steps(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of consecutive events within each history: current (P,) and next (P,), P = sum of max(length - 1, 0)."""
     segment = segment_ids(offsets, int(offsets[-1]))  # (N,)
@@ -70,14 +78,12 @@ class TimeMajor:
     index: Tensor  # (N,) packed row -> original row
     position: Tensor  # (N,) original row -> packed row
     active: list[int]  # (T,) sequences that have a step t; never increasing
-    order: Tensor  # (S,) the sequences, longest first, ties in their order
-    last: Tensor  # (active[0],) packed row of the last step of each non-empty sequence, in that order
 
     @staticmethod
     def of(offsets: Tensor, total: int) -> TimeMajor:
         """The walk through the N = total events of `offsets` (S+1,)."""
         lengths = offsets.diff()  # (S,)
-        descending, order = lengths.sort(descending=True, stable=True)  # (S,), (S,)
+        order = lengths.argsort(descending=True, stable=True)  # (S,) longest first
         rank = torch.empty_like(order)  # (S,)
         rank[order] = torch.arange(len(order), device=order.device)
 
@@ -89,10 +95,7 @@ class TimeMajor:
         index = torch.empty_like(position)  # (N,)
         index[position] = torch.arange(total, device=offsets.device)
 
-        counts = active.tolist()
-        running = counts[0] if counts else 0
-        last = start.index_select(0, descending[:running] - 1) + torch.arange(running, device=offsets.device)
-        return TimeMajor(index, position, counts, order, last)
+        return TimeMajor(index, position, active.tolist())
 
     def before(self, states: Tensor) -> Tensor:
         """The state each packed step starts from, zero at the first: (N, H) -> (N, H)."""
@@ -102,8 +105,3 @@ class TimeMajor:
             shifted.append(states[start : start + after])
             start += now
         return torch.cat(shifted)  # (N, H)
-
-    def final(self, states: Tensor) -> Tensor:
-        """The last state of each sequence in original order, zero for an empty one: (N, H) -> (S, H)."""
-        zeros = states.new_zeros(len(self.order), states.shape[1])  # (S, H)
-        return zeros.index_copy(0, self.order[: len(self.last)], states.index_select(0, self.last))  # (S, H)

@@ -1,0 +1,7 @@
+"""One recurrence, several times: as the equations say it, in torch, in numba for the CPU, in Triton for the GPU."""
+
+from __future__ import annotations
+
+from deepinterest.kernels.recurrence import chosen, recurrence, using
+
+__all__ = ["chosen", "recurrence", "using"]

@@ -1,0 +1,166 @@
+"""The recurrence of GRU, AGRU and AUGRU over ragged sequences (DIEN, equations 2-5 and 9-12), and who computes it.
+
+All of them are one. With reset gate r, update gate u and candidate c, each of (H,):
+
+    r = sigmoid(xr + h Ur)    u = sigmoid(xu + h Uu)
+    c = tanh(xc + (r*h) Uc)   [ResetGate.before]   or   tanh(xc + r*(h Uc))   [ResetGate.after]
+    h' = k*h + (1-k)*c        k = base + slope*u: how much of the old state is kept
+
+    GRU            k = u                 base 0      slope 1
+    AGRU           k = 1-a               base 1-a    slope 0
+    AUGRU, code    k = (1-a) u           base 0      slope 1-a
+    AUGRU, paper   k = 1 - a (1-u)       base 1-a    slope a
+
+u is the gate that keeps, as in the published code and in torch.nn.GRU; the paper's u is 1-u. The first h is zero.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deepinterest.config import KernelName, ResetGate
+
+_MODULES = {KernelName.torch: "portable", KernelName.cpu: "cpu", KernelName.gpu: "gpu"}
+GPU_HIDDEN = 128  # the widest state that the GPU kernel keeps in registers
+_asked = KernelName.auto
+
+
+@dataclass
+class Sequences:
+    """S ragged sequences and the weights they share. Sequence s has the M steps offsets[s]:offsets[s+1].
+
+    Step m reads row source[m] of x, or row m without a source: candidates of one history share its inputs.
+    """
+
+    x: Tensor  # (N, 3H) the inputs' share [xr, xu, xc]
+    source: Tensor | None  # (M,) int64
+    base: Tensor | None  # (M,), with slope; none of both is the plain GRU
+    slope: Tensor | None  # (M,)
+    offsets: Tensor  # (S+1,) int64, ascending from 0 to M
+    gates: Tensor  # (H, 2H) [Ur, Uu]
+    candidate: Tensor  # (H, H) Uc
+    reset: ResetGate
+
+    @property
+    def steps(self) -> int:
+        """M."""
+        return len(self.x) if self.source is None else len(self.source)
+
+
+@dataclass
+class Gradients:
+    """What the backward walk through the steps finds; the sums over all steps are left to matrix products."""
+
+    z: Tensor  # (M, 3H) of what goes into the two sigmoids and the tanh
+    base: Tensor | None  # (M,)
+    slope: Tensor | None  # (M,)
+    h: Tensor  # (M, H) the state each step starts from
+    inside: Tensor  # (M, H) what Uc multiplies: r*h, or h
+    product: Tensor  # (M, H) gradient of inside @ Uc
+
+
+class Kernel(Protocol):
+    """One way to walk through the steps. Results are in the order of the steps."""
+
+    def forward(self, of: Sequences, keep: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """States (M, H), and what `backward` needs of this walk; nothing of that if not `keep`."""
+
+    def backward(self, of: Sequences, states: Tensor, kept: tuple[Tensor, ...], grad: Tensor) -> Gradients:
+        """The gradients of the states (M, H), carried back."""
+
+
+def recurrence(
+    x: Tensor,
+    offsets: Tensor,
+    gates: Tensor,
+    candidate: Tensor,
+    *,
+    source: Tensor | None = None,
+    base: Tensor | None = None,
+    slope: Tensor | None = None,
+    reset: ResetGate = ResetGate.before,
+) -> Tensor:
+    """All states (M, H) of the sequences; see `Sequences` for the arguments. Differentiable, once, in all of them."""
+    of = Sequences(x, source, base, slope, offsets, gates, candidate, reset)
+    if _asked is KernelName.oracle:
+        from deepinterest.kernels.oracle import states
+
+        return states(of)
+    parts = (x, base, slope, gates, candidate)
+    keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
+    states_: Tensor = _Recurrence.apply(*parts, source, offsets, reset, _kernel(x, len(candidate)), keep)
+    return states_
+
+
+@contextmanager
+def using(name: KernelName | str) -> Iterator[None]:
+    """Within it every recurrence is computed by the kernel of this name."""
+    global _asked
+    before, _asked = _asked, KernelName(name)
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def chosen(x: Tensor, hidden: int) -> KernelName:
+    """The kernel that computes a recurrence of this width on inputs like x: the one asked for, or the fastest."""
+    if _asked is not KernelName.auto:
+        return _asked
+    if x.dtype is not torch.float32:
+        return KernelName.torch
+    if x.device.type == "cpu":
+        return KernelName.cpu
+    if x.device.type == "cuda" and hidden <= GPU_HIDDEN and importlib.util.find_spec("triton"):
+        return KernelName.gpu
+    return KernelName.torch
+
+
+def _kernel(x: Tensor, hidden: int) -> Kernel:
+    # Imported when first used: numba and triton take a while.
+    module: Any = importlib.import_module(f"deepinterest.kernels.{_MODULES[chosen(x, hidden)]}")
+    kernel: Kernel = module
+    return kernel
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        base: Tensor | None,
+        slope: Tensor | None,
+        gates: Tensor,
+        candidate: Tensor,
+        source: Tensor | None,
+        offsets: Tensor,
+        reset: ResetGate,
+        kernel: Kernel,
+        keep: bool,
+    ) -> Tensor:
+        of = Sequences(x, source, base, slope, offsets, gates, candidate, reset)
+        states, kept = kernel.forward(of, keep)
+        ctx.save_for_backward(x, source, base, slope, offsets, gates, candidate, states, *kept)
+        ctx.reset, ctx.kernel = reset, kernel
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, source, base, slope, offsets, gates, candidate, states, *kept = ctx.saved_tensors
+        of = Sequences(x, source, base, slope, offsets, gates, candidate, ctx.reset)
+        found = ctx.kernel.backward(of, states, tuple(kept), grads[0])
+        z, H = found.z, len(of.candidate)
+        d_gates = found.h.t() @ z[:, : 2 * H]  # (H, 2H)
+        d_candidate = found.inside.t() @ found.product  # (H, H)
+        dx = z if of.source is None else torch.zeros_like(of.x).index_add_(0, of.source, z)  # (N, 3H)
+        return dx, found.base, found.slope, d_gates, d_candidate, None, None, None, None, None
