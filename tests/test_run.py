@@ -16,7 +16,8 @@ import polars as pl
 import pytest
 import torch
 
-from deepinterest import experiment
+from deepinterest import experiment, kernels
+from deepinterest.config import KernelName
 from deepinterest.data import store
 from deepinterest.errors import UserError
 from deepinterest.report import run_folder
@@ -261,6 +262,20 @@ def test_missing_checkpoint(go: Callable[..., Run], tmp_path: Path) -> None:
 def test_gpu_where_there_is_none(go: Callable[..., Run], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no GPU"):
         go("dnn", tmp_path, "trainer=gpu")
+
+
+def test_kernel_is_the_one_asked_for(go: Callable[..., Run], trained: dict[str, Run], tmp_path: Path) -> None:
+    run = go("dien", tmp_path, "trainer.kernel=torch")
+    assert kernels.chosen(torch.zeros(1), 4) is KernelName.torch
+    expected = trained["dien"].metrics
+    assert run.metrics["test/auc"] == pytest.approx(expected["test/auc"], abs=2e-3)
+    assert run.metrics["test/logloss"] == pytest.approx(expected["test/logloss"], rel=2e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_kernel_without_gpu(go: Callable[..., Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.kernel=gpu, but the model will be on the cpu"):
+        go("dnn", tmp_path, "trainer.kernel=gpu")
 
 
 def test_output_that_cannot_be_written(go: Callable[..., Run], tmp_path: Path) -> None:

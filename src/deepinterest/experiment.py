@@ -19,8 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
-from deepinterest import models
-from deepinterest.config import ExperimentConfig, Task, TrainerConfig
+from deepinterest import kernels, models
+from deepinterest.config import ExperimentConfig, KernelName, Task, TrainerConfig
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.layout_export import export
 from deepinterest.data.store import STAGES, Store
@@ -29,6 +29,7 @@ from deepinterest.nn.embedding import Features
 from deepinterest.report import data_card, probing, run_folder
 from deepinterest.training import loggers
 from deepinterest.training.callbacks import Curves, Throughput
+from deepinterest.training.memory import keep_freed_memory
 from deepinterest.training.module import LOG_EVERY, ClickModel
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     console = Console(stderr=True, quiet=bool(getattr(rank_zero_only, "rank", 0)))  # of several processes one speaks
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    kernels.use(config.trainer.kernel)
+    keep_freed_memory()
     if config.task not in (Task.prepare, Task.data):
         _check_device(config.trainer)
     L.seed_everything(config.seed, verbose=False)
@@ -157,6 +160,12 @@ def _check_device(config: TrainerConfig) -> None:
         raise UserError(
             "trainer.accelerator=gpu, but this machine shows no GPU to torch; take trainer=cpu, or install a torch "
             "build for your GPU."
+        )
+    device = _device(config).type
+    if (config.kernel, device) in ((KernelName.gpu, "cpu"), (KernelName.cpu, "cuda")):
+        raise UserError(
+            f"trainer.kernel={config.kernel.value}, but the model will be on the {device.replace('cuda', 'gpu')}; "
+            "take trainer.kernel=auto."
         )
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from deepinterest.kernels.recurrence import chosen, recurrence, using
+from deepinterest.kernels.recurrence import chosen, recurrence, use, using
 
-__all__ = ["chosen", "recurrence", "using"]
+__all__ = ["chosen", "recurrence", "use", "using"]

@@ -101,15 +101,21 @@ def recurrence(
     return states_
 
 
+def use(name: KernelName | str) -> None:
+    """From now on every recurrence of this process is computed by the kernel of this name."""
+    global _asked
+    _asked = KernelName(name)
+
+
 @contextmanager
 def using(name: KernelName | str) -> Iterator[None]:
-    """Within it every recurrence is computed by the kernel of this name."""
-    global _asked
-    before, _asked = _asked, KernelName(name)
+    """`use` for a while."""
+    before = _asked
+    use(name)
     try:
         yield
     finally:
-        _asked = before
+        use(before)
 
 
 def chosen(x: Tensor, hidden: int) -> KernelName:

@@ -32,6 +32,6 @@ class AIGRU(InterestNetwork):
         h, _ = self.extraction(history, batch.offsets)  # (N, H) once for each history
         pairs = Pairs.of(batch.offsets, batch.history_index)
         a = self.attention(q, h, pairs)  # (M,)
-        weighted = a.unsqueeze(1) * h.index_select(0, pairs.event)  # (M, H)
+        weighted = a.unsqueeze(1) * pairs.of_events(h)  # (M, H)
         _, f = self.evolution(weighted, pairs.offsets)  # (B, H) once for each candidate
         return Prediction(self.head(self.with_user(batch, q, S, q * S, f)))

@@ -30,7 +30,7 @@ class DIN(AttentionNetwork):
 
         pairs = Pairs.of(batch.offsets, batch.history_index)
         a = self.attention(q, history, pairs)  # (M,)
-        A = segment_sum(a.unsqueeze(1) * history.index_select(0, pairs.event), pairs.offsets)  # (B, D)
+        A = segment_sum(a.unsqueeze(1) * pairs.of_events(history), pairs.offsets)  # (B, D)
         return Prediction(self.head(self.with_user(batch, q, S, q * S, A)))
 
     def interests(self, history: Tensor, offsets: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class GRUAttention(AttentionNetwork):
         g = self.interests(history, batch.offsets)  # (N, H) once for each history
         pairs = Pairs.of(batch.offsets, batch.history_index)
         a = self.attention(q, g, pairs)  # (M,)
-        A = segment_sum(a.unsqueeze(1) * g.index_select(0, pairs.event), pairs.offsets)  # (B, H)
+        A = segment_sum(a.unsqueeze(1) * pairs.of_events(g), pairs.offsets)  # (B, H)
         return Prediction(self.head(self.with_user(batch, q, S, q * S, A)))
 
     def interests(self, history: Tensor, offsets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from deepinterest.nn.mlp import linear
+from deepinterest.nn.mlp import Sigmoid, linear
 from deepinterest.nn.ragged import Pairs, segment_softmax
 
 
@@ -28,19 +28,20 @@ class TargetAttention(nn.Module):
             raise ValueError("query and event widths differ: attention needs project=True")
         self.project = nn.Sequential(linear(query_dim, event_dim), nn.PReLU(event_dim, init=0.1)) if project else None
         self.first = linear(4 * event_dim, hidden[0])
-        layers: list[nn.Module] = [nn.Sigmoid()]
+        layers: list[nn.Module] = [Sigmoid()]
         for inputs, outputs in pairwise(hidden):
-            layers += [linear(inputs, outputs), nn.Sigmoid()]
+            layers += [linear(inputs, outputs), Sigmoid()]
         self.rest = nn.Sequential(*layers, linear(hidden[-1], 1))
 
     def scores(self, query: Tensor, events: Tensor, pairs: Pairs) -> Tensor:
         """Before the softmax: query (B, Q), events (N, E) -> (M,)."""
         q = query if self.project is None else self.project(query)  # (B, E)
         Wq, Wf, Wd, Wp = self.first.weight.t().chunk(4)  # (E, A) each
-        of_query = torch.addmm(self.first.bias, q, Wq + Wd).index_select(0, pairs.candidate)  # (M, A)
-        of_event = (events @ (Wf - Wd)).index_select(0, pairs.event)  # (M, A)
-        product = q.index_select(0, pairs.candidate) * events.index_select(0, pairs.event)  # (M, E)
-        return self.rest(of_query + of_event + product @ Wp).squeeze(1)  # (M,)
+        of_query = torch.addmm(self.first.bias, q, Wq + Wd)  # (B, A)
+        product = q.index_select(0, pairs.candidate) * pairs.of_events(events)  # (M, E)
+        x = of_query.index_select(0, pairs.candidate)  # (M, A)
+        x = torch.addmm(x.add_(pairs.of_events(events @ (Wf - Wd))), product, Wp)  # (M, A)
+        return self.rest(x).squeeze(1)  # (M,)
 
     def forward(self, query: Tensor, events: Tensor, pairs: Pairs) -> Tensor:
         """Weights that sum to one over each candidate's events: query (B, Q), events (N, E) -> (M,)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from deepinterest.config import Quirks
-from deepinterest.nn.mlp import FrozenNorm, linear
+from deepinterest.nn.mlp import FrozenNorm, Sigmoid, linear
 from deepinterest.nn.ragged import next_steps
 
 EPSILON = 1e-8  # what the published code adds to its probabilities
@@ -29,9 +29,9 @@ class AuxiliaryLoss(nn.Module):
         self.quirks = quirks or Quirks()
         self.norm = FrozenNorm(state + item)
         self.first = linear(state + item, hidden[0])
-        layers: list[nn.Module] = [nn.Sigmoid()]
+        layers: list[nn.Module] = [Sigmoid()]
         for inputs, outputs in pairwise(hidden):
-            layers += [linear(inputs, outputs), nn.Sigmoid()]
+            layers += [linear(inputs, outputs), Sigmoid()]
         self.rest = nn.Sequential(*layers, linear(hidden[-1], 2))
 
     def forward(self, states: Tensor, history: Tensor, negatives: Tensor, offsets: Tensor) -> Tensor:
@@ -63,5 +63,5 @@ class AuxiliaryLoss(nn.Module):
         bias = self.first.bias + self.first.weight @ self.norm.bias  # (A,)
         of_state = torch.addmm(bias, states, weight[:, : self.state].t())  # (P, A)
         of_items = items @ weight[:, self.state :].t()  # (P, 1+K, A)
-        pair = self.rest(of_state.unsqueeze(1) + of_items)  # (P, 1+K, 2)
+        pair = self.rest(of_items.add_(of_state.unsqueeze(1)))  # (P, 1+K, 2)
         return pair[..., 0] - pair[..., 1]  # (P, 1+K)

@@ -22,6 +22,13 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+class Sigmoid(nn.Module):
+    """In place: for what a layer has just computed and nothing else reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid_()
+
+
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm that takes its running statistics for a training batch of one row: (B, C) -> (B, C)."""
 

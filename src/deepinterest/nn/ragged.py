@@ -54,10 +54,15 @@ class Pairs:
     event: Tensor  # (M,)   row of the history events
     candidate: Tensor  # (M,)   row of the candidates
     offsets: Tensor  # (B+1,) the pairs of candidate b are offsets[b]:offsets[b+1]
+    alone: bool = False  # each history has one candidate, in order: the pairs are the events
 
     @staticmethod
     def of(offsets: Tensor, history_index: Tensor) -> Pairs:
         """Pair up: history offsets (G+1,), history_index (B,) -> M = sum over b of the length of b's history."""
+        G = len(offsets) - 1
+        if len(history_index) == G and bool((history_index == torch.arange(G, device=offsets.device)).all()):
+            N = int(offsets[-1])
+            return Pairs(torch.arange(N, device=offsets.device), segment_ids(offsets, N), offsets, alone=True)
         lengths = offsets.diff().index_select(0, history_index)  # (B,)
         pair_offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])  # (B+1,)
         total = int(pair_offsets[-1])
@@ -65,6 +70,10 @@ class Pairs:
         shift = offsets.index_select(0, history_index) - pair_offsets[:-1]  # (B,) from a pair's row to its event's
         event = torch.arange(total, device=offsets.device) + shift.index_select(0, candidate)  # (M,)
         return Pairs(event, candidate, pair_offsets)
+
+    def of_events(self, values: Tensor) -> Tensor:
+        """What each pair reads of values of the events: (N, ...) -> (M, ...)."""
+        return values if self.alone else values.index_select(0, self.event)
 
 
 @dataclass

@@ -104,5 +104,5 @@ class AttentionGRU(_Cell):
     def forward(self, x: Tensor, attention: Tensor, pairs: Pairs) -> Tensor:
         """Events (N, I), attention (M,) of their pairs with candidates -> final states (B, H), zero without events."""
         base, slope = keep_line(attention, self.update)  # (M,), (M,)
-        states = self.run(self.project(x), pairs.offsets, pairs.event, base, slope)  # (M, H)
+        states = self.run(self.project(x), pairs.offsets, None if pairs.alone else pairs.event, base, slope)
         return last_rows(states, pairs.offsets)  # (B, H)
