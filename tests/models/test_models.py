@@ -290,7 +290,8 @@ def test_a_score_depends_on_its_row_only(
     model, batch = steady(config), mixed_batch()
     whole = model(batch).logit
     part = model(reordered(batch, groups, pick)).logit
-    torch.testing.assert_close(part, whole[rows_of(batch, groups, pick)], rtol=1e-6, atol=1e-6)
+    # A matrix product rounds otherwise for another number of rows.
+    torch.testing.assert_close(part, whole[rows_of(batch, groups, pick)], rtol=3e-6, atol=3e-6)
 
 
 @every_network

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
-from deepinterest.nn.mlp import Sigmoid, linear
+from deepinterest.nn.mlp import linear
+from deepinterest.nn.pair_mlp import PairMLP
 from deepinterest.nn.ragged import Pairs, segment_softmax
 
 
@@ -28,10 +27,7 @@ class TargetAttention(nn.Module):
             raise ValueError("query and event widths differ: attention needs project=True")
         self.project = nn.Sequential(linear(query_dim, event_dim), nn.PReLU(event_dim, init=0.1)) if project else None
         self.first = linear(4 * event_dim, hidden[0])
-        layers: list[nn.Module] = [Sigmoid()]
-        for inputs, outputs in pairwise(hidden):
-            layers += [linear(inputs, outputs), Sigmoid()]
-        self.rest = nn.Sequential(*layers, linear(hidden[-1], 1))
+        self.rest = PairMLP(hidden, 1)
 
     def scores(self, query: Tensor, events: Tensor, pairs: Pairs) -> Tensor:
         """Before the softmax: query (B, Q), events (N, E) -> (M,)."""
@@ -39,9 +35,9 @@ class TargetAttention(nn.Module):
         Wq, Wf, Wd, Wp = self.first.weight.t().chunk(4)  # (E, A) each
         of_query = torch.addmm(self.first.bias, q, Wq + Wd)  # (B, A)
         product = q.index_select(0, pairs.candidate) * pairs.of_events(events)  # (M, E)
-        x = of_query.index_select(0, pairs.candidate)  # (M, A)
-        x = torch.addmm(x.add_(pairs.of_events(events @ (Wf - Wd))), product, Wp)  # (M, A)
-        return self.rest(x).squeeze(1)  # (M,)
+        of_event = events @ (Wf - Wd)  # (N, A)
+        event = None if pairs.alone else pairs.event
+        return self.rest.of(product, Wp, (of_query, pairs.candidate), (of_event, event))  # (M,)
 
     def forward(self, query: Tensor, events: Tensor, pairs: Pairs) -> Tensor:
         """Weights that sum to one over each candidate's events: query (B, Q), events (N, E) -> (M,)."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from deepinterest.config import Quirks
-from deepinterest.nn.mlp import FrozenNorm, Sigmoid, linear
+from deepinterest.nn.mlp import FrozenNorm, linear
+from deepinterest.nn.pair_mlp import PairMLP
 from deepinterest.nn.ragged import next_steps
 
 EPSILON = 1e-8  # what the published code adds to its probabilities
@@ -29,10 +28,7 @@ class AuxiliaryLoss(nn.Module):
         self.quirks = quirks or Quirks()
         self.norm = FrozenNorm(state + item)
         self.first = linear(state + item, hidden[0])
-        layers: list[nn.Module] = [Sigmoid()]
-        for inputs, outputs in pairwise(hidden):
-            layers += [linear(inputs, outputs), Sigmoid()]
-        self.rest = nn.Sequential(*layers, linear(hidden[-1], 2))
+        self.rest = PairMLP(hidden, 2)
 
     def forward(self, states: Tensor, history: Tensor, negatives: Tensor, offsets: Tensor) -> Tensor:
         """States (N, H), their events (N, D), negatives (N, K, D) of each event, offsets (G+1,) -> scalar.
@@ -62,6 +58,5 @@ class AuxiliaryLoss(nn.Module):
         weight = self.first.weight * self.norm.scale()  # (A, H+D) the norm folded into the layer
         bias = self.first.bias + self.first.weight @ self.norm.bias  # (A,)
         of_state = torch.addmm(bias, states, weight[:, : self.state].t())  # (P, A)
-        of_items = items @ weight[:, self.state :].t()  # (P, 1+K, A)
-        pair = self.rest(of_items.add_(of_state.unsqueeze(1)))  # (P, 1+K, 2)
-        return pair[..., 0] - pair[..., 1]  # (P, 1+K)
+        state = torch.arange(len(states), device=states.device).repeat_interleave(items.shape[1])  # (P(1+K),)
+        return self.rest.of(items.flatten(0, 1), weight[:, self.state :].t(), (of_state, state)).view(items.shape[:2])
