@@ -1,8 +1,9 @@
 """The recurrence in numba for CPUs: four sequences in step, so that each weight read serves four rows.
 
 Sequences are taken longest first, in blocks of four that advance together to the end of the longest. Workspace widths
-are padded to whole vectors; what is computed in the padding meets zero weights and goes nowhere. Blocks are dealt to as
-many threads as torch uses, and the interpreter's lock is free meanwhile.
+are padded to whole vectors; what is computed in the padding meets zero weights and goes nowhere. What the way back needs
+is kept in the order of the walk, so that memory is read as it was written. Blocks are dealt to as many threads as torch
+uses, and the interpreter's lock is free meanwhile.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ compiled = njit(
 
 def forward(of: Sequences, keep: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See `Kernel`."""
-    H, M, P = len(of.candidate), of.steps, _padded(len(of.candidate))
     after = of.reset is ResetGate.after
-    states = of.x.new_empty(M, H)
-    r, u, c = (of.x.new_empty(M if keep else 0, P) for _ in range(3))
-    product = of.x.new_empty(M if keep and after else 0, P)  # h Uc
-    weights = _tile(of.gates[:, :H], of.gates[:, H:]), _tile(of.candidate)
-    _share(_forward, of, (after, keep, *weights, *_flat(states, r, u, c, product)))
-    return states, (r, u, c, product) if keep else ()
+    walk = _Walk(of)
+    states = of.x.new_empty(of.steps, len(of.candidate))
+    slots = 5 if after else 4  # each step keeps r, u, c, h, and h Uc where r multiplies that
+    kept = of.x.new_empty(int(walk.starts[-1]) * slots * ROWS * _padded(len(of.candidate)) if keep else 0)
+    weights = _tile(*of.gates.chunk(2, dim=1)), _tile(of.candidate)
+    walk.share(_forward, *_flat(of.x), after, keep, *weights, *_flat(states, kept))
+    return states, (kept,) if keep else ()
 
 
 def backward(of: Sequences, states: Tensor, kept: tuple[Tensor, ...], grad: Tensor) -> Gradients:
@@ -48,8 +49,8 @@ def backward(of: Sequences, states: Tensor, kept: tuple[Tensor, ...], grad: Tens
     after = of.reset is ResetGate.after
     z, h, inside = states.new_empty(M, 3 * H), states.new_empty(M, H), states.new_empty(M, H)
     base, slope = (states.new_empty(0 if of.base is None else M) for _ in range(2))
-    weights = _tile(of.gates[:, :H].t()), _tile(of.gates[:, H:].t()), _tile(of.candidate.t())
-    _share(_backward, of, (after, *weights, *_flat(states, *kept, grad, z, h, inside, base, slope)))
+    weights = [_tile(matrix.t()) for matrix in (*of.gates.chunk(2, dim=1), of.candidate)]
+    _Walk(of).share(_backward, *_flat(grad), after, *weights, *_flat(*kept, z, h, inside, base, slope))
     # `inside` is r*h, or with the reset after the product, where Uc multiplies h, the gradient of that product.
     return Gradients(
         z=z,
@@ -87,21 +88,27 @@ def _flat(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().view(-1).numpy() for tensor in tensors]
 
 
-def _share(walk: Callable[..., None], of: Sequences, rest: tuple[Any, ...]) -> None:
-    """Let each thread walk its share of the blocks."""
-    H = len(of.candidate)
-    offsets = of.offsets.numpy()
-    order = np.argsort(-np.diff(offsets), kind="stable")
-    source = np.empty(0, np.int64) if of.source is None else of.source.numpy()
-    lines = [np.empty(0, np.float32)] * 2 if of.base is None or of.slope is None else _flat(of.base, of.slope)
-    # A tuple's length is part of its type: K and P are constants to the compiler.
-    width = (0,) * (_width(H) // ROWS)
-    workers = max(1, min(torch.get_num_threads(), len(order) // ROWS))
-    arguments = (width, H, *_flat(of.x), source, *lines, offsets, order, *rest)
-    if workers == 1:
-        walk(0, 1, *arguments)
-        return
-    list(_pool(workers).map(lambda worker: walk(worker, workers, *arguments), range(workers)))
+class _Walk:
+    """The blocks, and what every walk through them reads."""
+
+    def __init__(self, of: Sequences) -> None:
+        offsets = of.offsets.numpy()
+        lengths = np.diff(offsets)
+        order = np.argsort(-lengths, kind="stable")
+        self.starts = np.append(0, np.cumsum(lengths[order][::ROWS]))  # steps of the blocks before each
+        source = np.empty(0, np.int64) if of.source is None else of.source.numpy()
+        lines = [np.empty(0, np.float32)] * 2 if of.base is None or of.slope is None else _flat(of.base, of.slope)
+        H = len(of.candidate)
+        # A tuple's length is part of its type: K and P are constants to the compiler.
+        self.arguments = ((0,) * (_width(H) // ROWS), H, source, *lines, offsets, order, self.starts)
+
+    def share(self, walk: Callable[..., None], *rest: Any) -> None:
+        """Let each thread walk its share of the blocks."""
+        workers = max(1, min(torch.get_num_threads(), len(self.starts) - 1))
+        if workers == 1:
+            walk(0, 1, *self.arguments, *rest)
+            return
+        list(_pool(workers).map(lambda worker: walk(worker, workers, *self.arguments, *rest), range(workers)))
 
 
 @cache
@@ -202,15 +209,15 @@ def _block(block, offsets, order, begin, length):
 
 @compiled
 def _forward(
-    worker, workers, width, hidden, x, source, base, slope, offsets, order,
-    after, keep, gates, candidate, states, r, u, c, product,
+    worker, workers, width, hidden, source, base, slope, offsets, order, starts,
+    x, after, keep, gates, candidate, states, kept,
 ):  # fmt: skip
     _, P = _sizes(width)
     begin, length = np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64)
     h, reset, inner = np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32)
-    ru, new = np.zeros(ROWS * 2 * P, np.float32), np.zeros(ROWS * P, np.float32)
-    H = np.uint64(hidden)
-    for block in range(worker, (len(order) + ROWS - 1) // ROWS, workers):
+    ru, c = np.zeros(ROWS * 2 * P, np.float32), np.zeros(ROWS * P, np.float32)
+    H, R = np.uint64(hidden), np.uint64(ROWS * P)
+    for block in range(worker, len(starts) - 1, workers):
         longest = _block(block, offsets, order, begin, length)
         h[:] = 0
         for t in range(longest):
@@ -220,7 +227,7 @@ def _forward(
                     at = np.uint64(source[m] if len(source) else m) * np.uint64(3) * H
                     _copy(width, hidden, ru, np.uint64(2 * i * P), x, at)
                     _copy(width, hidden, ru, np.uint64((2 * i + 1) * P), x, at + H)
-                    _copy(width, hidden, new, np.uint64(i * P), x, at + H + H)
+                    _copy(width, hidden, c, np.uint64(i * P), x, at + H + H)
             _add_product(width, 2, ru, h, gates)
             _sigmoid(ru, ROWS * 2 * P)
             if after:
@@ -228,102 +235,93 @@ def _forward(
                 _add_product(width, 1, inner, h, candidate)
                 for i in range(ROWS):
                     for j in range(P):
-                        new[i * P + j] += ru[2 * i * P + j] * inner[i * P + j]
+                        c[i * P + j] += ru[2 * i * P + j] * inner[i * P + j]
             else:
                 for i in range(ROWS):
                     for j in range(P):
                         reset[i * P + j] = ru[2 * i * P + j] * h[i * P + j]
-                _add_product(width, 1, new, reset, candidate)
-            _tanh(new, ROWS * P)
+                _add_product(width, 1, c, reset, candidate)
+            _tanh(c, ROWS * P)
+            if keep:
+                at = np.uint64(starts[block] + t) * np.uint64(5 if after else 4) * R
+                for j in range(ROWS * 2 * P):
+                    kept[at + np.uint64(j)] = ru[j]
+                for j in range(ROWS * P):
+                    kept[at + R + R + np.uint64(j)] = c[j]
+                    kept[at + R + R + R + np.uint64(j)] = h[j]
+                if after:
+                    for j in range(ROWS * P):
+                        kept[at + R + R + R + R + np.uint64(j)] = inner[j]
             for i in range(ROWS):
                 if t < length[i]:
                     m = begin[i] + t
                     b, s = (base[m], slope[m]) if len(base) else (_ZERO, _ONE)
                     for j in range(P):
                         k = b + s * ru[(2 * i + 1) * P + j]
-                        h[i * P + j] = new[i * P + j] + k * (h[i * P + j] - new[i * P + j])
+                        h[i * P + j] = c[i * P + j] + k * (h[i * P + j] - c[i * P + j])
                     _copy(width, hidden, states, np.uint64(m) * H, h, np.uint64(i * P))
-                    if keep:
-                        at = np.uint64(m) * np.uint64(P)
-                        for j in range(P):
-                            r[at + np.uint64(j)] = ru[2 * i * P + j]
-                            u[at + np.uint64(j)] = ru[(2 * i + 1) * P + j]
-                            c[at + np.uint64(j)] = new[i * P + j]
-                        if after:
-                            for j in range(P):
-                                product[at + np.uint64(j)] = inner[i * P + j]
 
 
 @compiled
 def _backward(
-    worker, workers, width, hidden, x, source, base, slope, offsets, order,
-    after, reset_t, update_t, candidate_t, states, r, u, c, product, grad, dz, previous, inside, d_base, d_slope,
+    worker, workers, width, hidden, source, base, slope, offsets, order, starts,
+    grad, after, reset_t, update_t, candidate_t, kept, dz, previous, inside, d_base, d_slope,
 ):  # fmt: skip
     _, P = _sizes(width)
     begin, length = np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64)
     zr, zu, zc = np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32)
-    h, dh, more = np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32)
-    new_grad = np.zeros(P, np.float32)
-    H = np.uint64(hidden)
-    for block in range(worker, (len(order) + ROWS - 1) // ROWS, workers):
+    dh, more, of_states = np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32), np.zeros(P, np.float32)
+    H, R, slots = np.uint64(hidden), np.uint64(ROWS * P), 5 if after else 4
+    for block in range(worker, len(starts) - 1, workers):
         longest = _block(block, offsets, order, begin, length)
-        # A row that hasn't begun (they end together, seen from here) has no gradient yet and adds zeros.
-        zr[:], zu[:], zc[:], dh[:] = 0, 0, 0, 0
+        # A sequence that hasn't begun, seen from its end, has no gradient yet: its rows are zero.
+        zr[:], zu[:], zc[:], dh[:], more[:] = 0, 0, 0, 0, 0
         for t in range(longest - 1, -1, -1):
+            at = (starts[block] + t) * slots * ROWS * P
+            ru, rest = kept[at : at + 2 * ROWS * P], kept[at + 2 * ROWS * P : at + slots * ROWS * P]
+            c, h = rest[: ROWS * P], rest[ROWS * P : 2 * ROWS * P]
             for i in range(ROWS):
                 if t < length[i]:
                     m = begin[i] + t
-                    at = np.uint64(m) * np.uint64(P)
-                    _copy(width, hidden, new_grad, np.uint64(0), grad, np.uint64(m) * H)
-                    if t > 0:
-                        _copy(width, hidden, h, np.uint64(i * P), states, np.uint64(m - 1) * H)
-                    else:
-                        h[i * P : (i + 1) * P] = 0
+                    _copy(width, hidden, of_states, np.uint64(0), grad, np.uint64(m) * H)
                     b, s = (base[m], slope[m]) if len(base) else (_ZERO, _ONE)
                     of_base, of_slope = _ZERO, _ZERO
                     for j in range(P):
-                        uu, cc = u[at + np.uint64(j)], c[at + np.uint64(j)]
-                        d = dh[i * P + j] + new_grad[j]
-                        k = b + s * uu
-                        dk = d * (h[i * P + j] - cc)
-                        zc[i * P + j] = d * (_ONE - k) * (_ONE - cc * cc)
-                        zu[i * P + j] = dk * s * uu * (_ONE - uu)
+                        u, n, d = ru[(2 * i + 1) * P + j], c[i * P + j], dh[i * P + j] + of_states[j]
+                        k = b + s * u
+                        dk = d * (h[i * P + j] - n)
+                        zc[i * P + j] = d * (_ONE - k) * (_ONE - n * n)
+                        zu[i * P + j] = dk * s * u * (_ONE - u)
                         dh[i * P + j] = d * k
                         of_base += dk
-                        of_slope += dk * uu
+                        of_slope += dk * u
                     if len(d_base):
                         d_base[m], d_slope[m] = of_base, of_slope
             if after:
+                inner = rest[2 * ROWS * P :]
                 for i in range(ROWS):
-                    if t < length[i]:
-                        at = np.uint64(begin[i] + t) * np.uint64(P)
-                        for j in range(P):
-                            rr = r[at + np.uint64(j)]
-                            zr[i * P + j] = zc[i * P + j] * product[at + np.uint64(j)] * rr * (_ONE - rr)
-                            more[i * P + j] = zc[i * P + j] * rr
-                        _copy(width, hidden, inside, np.uint64(begin[i] + t) * H, more, np.uint64(i * P))
-                    else:
-                        more[i * P : (i + 1) * P] = 0
+                    for j in range(P):
+                        r, d = ru[2 * i * P + j], zc[i * P + j]
+                        zr[i * P + j] = d * inner[i * P + j] * r * (_ONE - r)
+                        more[i * P + j] = d * r
                 _add_product(width, 1, dh, more, candidate_t)
             else:
                 more[:] = 0
                 _add_product(width, 1, more, zc, candidate_t)  # gradient of r*h
                 for i in range(ROWS):
-                    if t < length[i]:
-                        at = np.uint64(begin[i] + t) * np.uint64(P)
-                        for j in range(P):
-                            rr = r[at + np.uint64(j)]
-                            zr[i * P + j] = more[i * P + j] * h[i * P + j] * rr * (_ONE - rr)
-                            dh[i * P + j] += more[i * P + j] * rr
-                            more[i * P + j] = rr * h[i * P + j]
-                        _copy(width, hidden, inside, np.uint64(begin[i] + t) * H, more, np.uint64(i * P))
+                    for j in range(P):
+                        r, d = ru[2 * i * P + j], more[i * P + j]
+                        zr[i * P + j] = d * h[i * P + j] * r * (_ONE - r)
+                        dh[i * P + j] += d * r
+                        more[i * P + j] = r * h[i * P + j]
             if t > 0:
                 _add_product(width, 1, dh, zr, reset_t)
                 _add_product(width, 1, dh, zu, update_t)
             for i in range(ROWS):
                 if t < length[i]:
-                    at = np.uint64(begin[i] + t) * H
-                    _copy(width, hidden, dz, at + at + at, zr, np.uint64(i * P))
-                    _copy(width, hidden, dz, at + at + at + H, zu, np.uint64(i * P))
-                    _copy(width, hidden, dz, at + at + at + H + H, zc, np.uint64(i * P))
-                    _copy(width, hidden, previous, at, h, np.uint64(i * P))
+                    place = np.uint64(begin[i] + t) * H
+                    _copy(width, hidden, dz, place + place + place, zr, np.uint64(i * P))
+                    _copy(width, hidden, dz, place + place + place + H, zu, np.uint64(i * P))
+                    _copy(width, hidden, dz, place + place + place + H + H, zc, np.uint64(i * P))
+                    _copy(width, hidden, previous, place, h, np.uint64(i * P))
+                    _copy(width, hidden, inside, place, more, np.uint64(i * P))
