@@ -1,9 +1,9 @@
 """The recurrence in numba for CPUs: four sequences in step, so that each weight read serves four rows.
 
 Sequences are taken longest first, in blocks of four that advance together to the end of the longest. Workspace widths
-are padded to whole vectors; what is computed in the padding meets zero weights and goes nowhere. What the way back needs
-is kept in the order of the walk, so that memory is read as it was written. Blocks are dealt to as many threads as torch
-uses, and the interpreter's lock is free meanwhile.
+are padded to whole vectors; what is computed in the padding meets zero weights and goes nowhere. What the way back
+needs is kept in the order of the walk, so that memory is read as it was written. Blocks are dealt to as many threads as
+torch uses, and the interpreter's lock is free meanwhile.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def _backward(
     begin, length = np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64)
     zr, zu, zc = np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32)
     dh, more, of_states = np.zeros(ROWS * P, np.float32), np.zeros(ROWS * P, np.float32), np.zeros(P, np.float32)
-    H, R, slots = np.uint64(hidden), np.uint64(ROWS * P), 5 if after else 4
+    H, slots = np.uint64(hidden), 5 if after else 4
     for block in range(worker, len(starts) - 1, workers):
         longest = _block(block, offsets, order, begin, length)
         # A sequence that hasn't begun, seen from its end, has no gradient yet: its rows are zero.
