@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -24,7 +25,7 @@ from deepinterest.report import run_folder
 from deepinterest.training import scores
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("seconds", "train/seconds", "samples_per_s")
+TIMES = ("seconds", "train/seconds", "samples_per_s", "memory_gib", "gpu_memory_gib")
 CARD = (
     "events", "users", "items", "categories", "train_rows", "validation_rows", "test_rows", "positive_rate", "protocol",
     "split_hash",
@@ -89,6 +90,7 @@ def test_run_folder(trained: dict[str, Run], model: str) -> None:
     assert {f"test/{name}" for name in names} | {"val/auc", "seconds", "samples_per_s"} <= metrics.keys()
     assert {"probe/best_reachable_auc", "probe/popularity_auc"} <= metrics.keys()
     assert metrics["samples_per_s"] > 0
+    assert 0.05 < metrics["memory_gib"] < 64
 
     card = json.loads((run.folder / "data_card.json").read_text())
     assert set(CARD) <= card.keys()
@@ -97,7 +99,9 @@ def test_run_folder(trained: dict[str, Run], model: str) -> None:
     assert card["protocol"] == "leave_last_out"
 
     predictions = run.predictions
-    assert predictions.columns == ["user", "item", "label", "probability"]
+    assert predictions.columns == [
+        *("user", "item", "label", "probability"), *("history_length", "item_popularity"),
+    ]  # fmt: skip
     assert len(predictions) == card["test_rows"]
     assert auc_of(predictions) == metrics["test/auc"]
     label, probability = predictions["label"].to_numpy(), predictions["probability"].to_numpy()
@@ -120,6 +124,11 @@ def test_predictions_are_the_test_rows(trained: dict[str, Run], cache: Path) -> 
     predictions = trained["din"].predictions
     assert list(zip(predictions["user"], predictions["item"], strict=True)) == expected  # users of this source: 0, 1, …
     assert predictions["label"].to_list() == samples.label.tolist()
+    log, seen = store.load(folder).log, store.load(folder).seen
+    events = np.bincount(log.item[seen], minlength=log.items)
+    assert predictions["item_popularity"].to_list() == events[samples.candidates].tolist()
+    lengths = samples.history_end - log.user_offsets[samples.user]
+    assert predictions["history_length"].to_list() == lengths.repeat(2).tolist()
 
 
 @pytest.mark.parametrize("model", ["din", "dien"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import time
 import warnings
@@ -20,14 +21,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deepinterest import kernels, models
-from deepinterest.config import ExperimentConfig, KernelName, Task, TrainerConfig
+from deepinterest.config import CalibrationName, ExperimentConfig, KernelName, Task, TrainerConfig
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.layout_export import export
 from deepinterest.data.store import STAGES, Store
 from deepinterest.errors import UserError
 from deepinterest.nn.embedding import Features
 from deepinterest.report import data_card, probing, run_folder
-from deepinterest.training import loggers
+from deepinterest.serving import predict, vocabulary
+from deepinterest.serving.checkpoint import read as read_checkpoint
+from deepinterest.training import calibration, loggers, peak
 from deepinterest.training.callbacks import Curves, Throughput
 from deepinterest.training.memory import keep_freed_memory
 from deepinterest.training.module import LOG_EVERY, ClickModel
@@ -43,6 +46,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     Returns: the content of metrics.json.
     """
     begin = time.perf_counter()
+    peak.start()
     folder = run_folder.create(config.paths.run)
     _calm()
     console = Console(stderr=True, quiet=bool(getattr(rank_zero_only, "rank", 0)))  # of several processes one speaks
@@ -53,6 +57,8 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     if config.task not in (Task.prepare, Task.data):
         _check_device(config.trainer)
     L.seed_everything(config.seed, verbose=False)
+    if config.task is Task.predict:
+        return predict.run(config, console, _device(config.trainer))
 
     data = InteractionData(
         config.data,
@@ -84,13 +90,13 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         return {f"{name}_rows": float(samples.rows) for name, samples in store.samples.items()}
     log.info("%s on %s, seed %d, in %s", config.model.name, config.data.name, config.seed, folder)
     if config.task is Task.probe:
-        trained = _load(Path(str(config.checkpoint)), _model(config, store))
+        trained = _load(Path(str(config.checkpoint)), _model(config, store, resolved))
         with console.status("Probing"):
             found = probing.run(trained.to(_device(config.trainer)), data, folder, config.seed)
         console.print(probing.table(found))
         log.info(found["summary"])
         return probing.metrics(found)
-    model = _model(config, store)
+    model = _model(config, store, resolved)
 
     name = f"{config.model.name} {config.data.name} s{config.seed}"
     logger = loggers.make_logger(config.logger, folder, Path(config.paths.output), name, resolved, config.model.name)
@@ -103,11 +109,16 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         trainer = _trainer(config, folder, data, logger, [curves, speed])
         checkpoint = Path(config.checkpoint) if config.checkpoint and config.task is Task.test else folder / "best.ckpt"
         if config.task is Task.train:
+            if trainer.is_global_zero:
+                context = config.data.columns.context_features if store.context_sizes else []
+                vocabulary.write(folder, store, model.network.users is not None, context)
             trainer.fit(model, datamodule=data)
             if trainer.interrupted:
                 raise UserError(f"Interrupted; the last checkpoint is {folder / 'last.ckpt'}.")
-        best = _load(checkpoint, _model(config, store))
+        best = _load(checkpoint, _model(config, store, resolved))
         trainer.validate(best, datamodule=data, verbose=False)
+        if config.task is Task.train and config.calibration is not CalibrationName.none:
+            _calibrate(best, config.calibration, checkpoint, trainer.is_global_zero)
         trainer.test(best, datamodule=data, verbose=False)
         probes = run_folder.probes(store)
         metrics = best.scores | probes
@@ -117,6 +128,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
             "samples_per_s": speed.samples_per_second,
             "steps": float(trainer.global_step),
             "parameters": float(sum(p.numel() for p in model.parameters())),
+            **peak.memory(),
         }
         _, label, probability = best.test_metrics.predictions()
         if trainer.is_global_zero:
@@ -175,7 +187,25 @@ def _device(config: TrainerConfig) -> torch.device:
     return device
 
 
-def _model(config: ExperimentConfig, store: Store) -> ClickModel:
+def _calibrate(model: ClickModel, name: CalibrationName, path: Path, write: bool) -> None:
+    """Learn a calibration from the rows of the validation just made; it goes into the checkpoint too, by one process.
+
+    Where the rows can't tell, a warning says so and the scores stay as they are.
+    """
+    _, label, probability = model.val_metrics.predictions()
+    try:
+        model.calibration = calibration.fit(name, label, probability)
+    except ValueError as error:
+        log.warning("calibration=%s is left out: %s.", name.name, error)
+        return
+    if write:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        beside = path.with_name(f".{path.name}")
+        torch.save({**state, "calibration": model.calibration.state()}, beside)
+        os.replace(beside, path)
+
+
+def _model(config: ExperimentConfig, store: Store, settings: dict[str, Any]) -> ClickModel:
     features = Features(
         catalogue=torch.from_numpy(np.array(store.catalogue)),
         sizes=store.sizes,
@@ -193,6 +223,7 @@ def _model(config: ExperimentConfig, store: Store) -> ClickModel:
         aux_weight=getattr(config.model, "aux_weight", 0.0),
         vocabulary_hash=store.vocabulary_hash,
         name=config.model.name,
+        settings=settings,
     )
 
 
@@ -241,27 +272,20 @@ def _trainer(
 
 def _load(path: Path, model: ClickModel) -> ClickModel:
     """The model with the weights of a checkpoint; raises UserError where they are not this data set's and model's."""
-    if not path.is_file():
-        raise UserError(f"checkpoint={path} is not a file.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        weights, vocabulary = state["state_dict"], state.get("vocabulary_hash")
-    except Exception as error:  # bytes that are no pickle raise nearly anything
-        raise UserError(
-            f"checkpoint={path} can't be read as a checkpoint of this program ({type(error).__name__})."
-        ) from error
-    if vocabulary is None:
+    read = read_checkpoint(path)
+    if read.vocabulary_hash is None:
         log.warning("%s doesn't say which vocabulary it was trained with; make sure that it is this data set's.", path)
-    elif vocabulary != model.vocabulary_hash:
+    elif read.vocabulary_hash != model.vocabulary_hash:
         raise UserError(
-            f"checkpoint={path} was trained with another vocabulary ({vocabulary}) than this data set's "
+            f"checkpoint={path} was trained with another vocabulary ({read.vocabulary_hash}) than this data set's "
             f"({model.vocabulary_hash}); give the data.* and protocol.* settings it was trained with."
         )
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(read.weights)
     except RuntimeError as error:
         raise UserError(
             f"checkpoint={path} holds another model than the config describes; give the model.* and quirks.* settings "
             f"it was trained with (reference=true sets them all). {str(error).splitlines()[-1].strip()}"
         ) from error
+    model.calibration = read.calibration
     return model

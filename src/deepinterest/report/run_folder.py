@@ -60,12 +60,17 @@ def probes(store: Store) -> dict[str, float]:
 def predictions(store: Store, label: np.ndarray, probability: np.ndarray, order: np.ndarray) -> pl.DataFrame:
     """Raw user and item, label and probability of each test row, in the store's order.
 
+    Also what its AUC is broken down by: history_length, the user's events before it, not cut at max_history; and
+    item_popularity, the item's events in training.
+
     label and probability (R,) come as the processes collected them: of the store's rows order[0], order[1], ….
     """
     samples = store.samples["test"]
     row = np.empty_like(order)
     row[order] = np.arange(len(order))  # back to the store's order
-    user = np.repeat(samples.user, np.diff(samples.candidate_offsets))
+    counts = np.diff(samples.candidate_offsets)
+    user = np.repeat(samples.user, counts)
+    length = samples.history_end - store.log.user_offsets[samples.user]
     items = pl.Series(store.item_names())
     return pl.DataFrame(
         {
@@ -73,6 +78,8 @@ def predictions(store: Store, label: np.ndarray, probability: np.ndarray, order:
             "item": items[samples.candidates],
             "label": label[row].astype(np.int8),
             "probability": probability[row],
+            "history_length": np.repeat(length, counts).astype(np.int32),
+            "item_popularity": store.probes["popularity"].astype(np.int32),
         }
     )
 
