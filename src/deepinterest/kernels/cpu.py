@@ -15,20 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from deepinterest.config import ResetGate
+from deepinterest.kernels.compiled import compiled
 from deepinterest.kernels.recurrence import Gradients, Sequences
 
 ROWS = 4  # sequences of a block; also the unrolling of the products over k
 VECTOR = 16  # floats of the widest vectors
-compiled = njit(
-    cache=True,
-    nogil=True,
-    error_model="numpy",  # no check for a zero divisor in every division
-    fastmath={"nsz", "arcp", "contract", "afn", "reassoc"},  # not nnan and ninf: nan stays nan
-)
 
 
 def forward(of: Sequences, keep: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

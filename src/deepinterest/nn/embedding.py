@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 @dataclass
@@ -37,6 +40,7 @@ class FeatureEmbedding(nn.Module):
     """Looks up rows of a catalogue: each distinct row once, one lookup per table."""
 
     catalogue: Tensor
+    place: np.ndarray | None = None  # room to find distinct rows on a CPU
 
     def __init__(self, catalogue: Tensor, sizes: list[int], dim: int) -> None:
         super().__init__()
@@ -46,13 +50,41 @@ class FeatureEmbedding(nn.Module):
 
     def forward(self, *rows: Tensor) -> list[Tensor]:
         """Catalogue rows of any shape (...), int64 -> for each its embeddings (..., width)."""
-        distinct, inverse = torch.unique(torch.cat([row.flatten() for row in rows]), return_inverse=True)  # (R,)
+        distinct, inverse = self._distinct(torch.cat([row.flatten() for row in rows]))  # (R,), (n,)
         features = self.catalogue.index_select(0, distinct)  # (R, F)
         vectors = torch.cat([table(features[:, f]) for f, table in enumerate(self.tables)], dim=1)  # (R, width)
-        parts = inverse.split([row.numel() for row in rows])
-        return [
-            vectors.index_select(0, part).view(*row.shape, self.width) for part, row in zip(parts, rows, strict=True)
-        ]
+        parts = _Gather.apply(vectors, *inverse.split([row.numel() for row in rows]))
+        return [part.view(*row.shape, self.width) for part, row in zip(parts, rows, strict=True)]
+
+    def _distinct(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The distinct rows (R,), and where each of `rows` (n,) is among them (n,)."""
+        if rows.device.type != "cpu":
+            return torch.unique(rows, return_inverse=True)
+        from deepinterest.kernels.rows import distinct  # imported when first used: numba takes a while
+
+        if self.place is None:
+            self.place = np.full(len(self.catalogue), -1, np.int32)
+        found, inverse = torch.empty_like(rows), torch.empty_like(rows)
+        count = distinct(rows.numpy(), self.place, found.numpy(), inverse.numpy())
+        return found[:count], inverse
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of one matrix (R, W) in several parts, (n,) indices each -> (n, W) each; one gradient is filled for all."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*parts)
+        ctx.rows = len(vectors)
+        return tuple(vectors.index_select(0, part) for part in parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        total = grads[0].new_zeros(ctx.rows, grads[0].shape[1])
+        for part, grad in zip(ctx.saved_tensors, grads, strict=True):
+            total.index_add_(0, part, grad)
+        return total, *(None for _ in grads)
 
 
 class ContextEmbedding(nn.Module):

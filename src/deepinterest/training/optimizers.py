@@ -94,6 +94,10 @@ class MissedSteps:
         latest = torch.from_numpy(np.ascontiguousarray(rules[:, ::-1].T, dtype=np.float32))
         self._rules[stop - count : stop] = latest.to(self._rules.device)
 
+    def all_rules(self) -> Tensor:
+        """The rules of rows last updated at step base + i, for each i: (i, 2 * columns)."""
+        return self._rules
+
     def rules(self, since: Tensor) -> Tensor:
         """The rules of the rows last updated at the steps `since` (n,): (n, 2 * columns), weights and then nodes."""
         if self._rules.device != since.device:
@@ -123,6 +127,7 @@ class DeferredAdam(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
         self.form = form
         self._groups: dict[Tensor, int] = {}  # watched table -> index of its parameter group
+        self._places: dict[Tensor, np.ndarray] = {}  # room for the compiled update, of each table
         self._missed: dict[int, MissedSteps] = {}  # by index of the parameter group
         self._handles: list[Any] = []
 
@@ -170,9 +175,10 @@ class DeferredAdam(torch.optim.Adam):
             for table, index in self._groups.items():
                 steps = self.param_groups[index]["steps"]
                 stale = (self._state(table)["last_step"] < steps).nonzero().flatten()
+                move = self._catch_up if _compiled(table) else self._move
                 for rows in stale.split(FLUSH_ROWS):
                     if len(rows):
-                        self._move(table, rows)
+                        move(table, rows)
             for index, missed in self._missed.items():
                 if missed.base < self.param_groups[index]["steps"]:
                     self._restart(index)
@@ -189,12 +195,12 @@ class DeferredAdam(torch.optim.Adam):
             self.flush()  # once: from here on the rules are shorter
         for table, gradient in gradients.items():
             # The hook has done this, unless the gradient is older than the last step.
-            self._catch_up(table, gradient.indices()[0])
+            self._catch_up(table, gradient._indices()[0])
         for group in self.param_groups:
             group["steps"] += 1
         rates = {index: self._advance(index) for index in self._missed}
         for table, gradient in gradients.items():
-            self._update(table, gradient.indices()[0], gradient.values(), rates[self._groups[table]])
+            self._update(table, gradient, rates[self._groups[table]])
         self._step_dense()
         return loss
 
@@ -264,7 +270,7 @@ class DeferredAdam(torch.optim.Adam):
         return state
 
     def _take_gradients(self) -> dict[Tensor, Tensor]:
-        """The sparse gradients, coalesced and taken off their tables, so that Adam will skip these."""
+        """The sparse gradients, taken off their tables, so that Adam will skip these."""
         gradients = {}
         for table in (p for group in self.param_groups for p in group["params"]):
             if table.grad is None:
@@ -278,7 +284,7 @@ class DeferredAdam(torch.optim.Adam):
                     "through its sparse embedding."
                 )
             if table.grad.is_sparse:
-                gradients[table] = table.grad.coalesce()
+                gradients[table] = table.grad
         for table in gradients:
             table.grad = None
         return gradients
@@ -296,9 +302,18 @@ class DeferredAdam(torch.optim.Adam):
 
     def _catch_up(self, table: Tensor, rows: Tensor) -> None:
         """Bring `rows` (n,) of `table` up to date; they may repeat."""
-        stale = rows[self._state(table)["last_step"][rows] < self.param_groups[self._groups[table]]["steps"]]
-        if len(stale):
-            self._move(table, stale.unique())
+        state, index = self._state(table), self._groups[table]
+        group, missed = self.param_groups[index], self._missed[index]
+        if not _compiled(table):
+            stale = rows[state["last_step"][rows] < group["steps"]]
+            if len(stale):
+                self._move(table, stale.unique())
+        elif missed.base < group["steps"]:
+            kernels = _kernels()
+            tables, rules = self._arrays(table), missed.all_rules()
+            kernels.catch_up(
+                *tables, rows.numpy(), group["steps"], rules.numpy(), missed.base, group["eps"], *missed.betas
+            )
 
     def _move(self, table: Tensor, rows: Tensor) -> None:
         """Make the steps that `rows` (n,), distinct and stale, of `table` have missed."""
@@ -321,14 +336,41 @@ class DeferredAdam(torch.optim.Adam):
         state["exp_avg_sq"].index_copy_(0, rows, square.mul_(torch.exp(gap * math.log(beta2))))
         state["last_step"].index_fill_(0, rows, group["steps"])
 
-    def _update(self, table: Tensor, rows: Tensor, gradient: Tensor, rate: float) -> None:
-        """Adam's step for `rows` (n,), distinct, of `table` with `gradient` (n, dim)."""
+    def _update(self, table: Tensor, gradient: Tensor, rate: float) -> None:
+        """Adam's step for the rows of a sparse gradient (I, dim)."""
         state, group = self._state(table), self.param_groups[self._groups[table]]
         beta1, beta2 = group["betas"]
-        mean = state["exp_avg"][rows].lerp_(gradient, 1 - beta1)
-        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        eps = group["eps"] * (self._correction(group) if self.form == "torch" else 1.0)
+        if _compiled(table):
+            rows, values = gradient._indices()[0], gradient._values().contiguous()
+            if table not in self._places:
+                self._places[table] = np.full(len(table), -1, np.int32)
+            _kernels().update(
+                *self._arrays(table), rows.numpy(), values.numpy(), self._places[table], group["steps"], rate, eps,
+                beta1, beta2,
+            )  # fmt: skip
+            return
+        gradient = gradient.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
+        mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
+        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
         state["exp_avg"].index_copy_(0, rows, mean)
         state["exp_avg_sq"].index_copy_(0, rows, square)
-        eps = group["eps"] * (self._correction(group) if self.form == "torch" else 1.0)
         table.index_add_(0, rows, mean.div_(square.sqrt_().add_(eps)), alpha=-rate)
         state["last_step"].index_fill_(0, rows, group["steps"])
+
+    def _arrays(self, table: Tensor) -> list[np.ndarray]:
+        """Table, both moments and last step, as the compiled functions take them."""
+        state = self._state(table)
+        return [table.detach().numpy(), *(state[name].numpy() for name in ("exp_avg", "exp_avg_sq", "last_step"))]
+
+
+def _compiled(table: Tensor) -> bool:
+    """Whether rows of this table are the compiled functions' business."""
+    return table.device.type == "cpu" and table.dtype is torch.float32
+
+
+def _kernels() -> Any:
+    from deepinterest.kernels import rows  # imported when first used: numba takes a while
+
+    return rows
