@@ -459,6 +459,8 @@ def test_two_processes(small: Callable[..., list[str]], trained: dict[str, Run],
     assert result.stdout.count("run folder:") == 1
     assert (folder / "csv" / "metrics.csv").is_file()
     assert (result.stdout + result.stderr).count("Data card") == 1
+    # Each process trains on its half of the rows.
+    assert run.metrics["steps"] == -(-trained["dien"].metrics["steps"] // 2)
 
 
 def test_evaluation_and_decay_settings_reach_the_run(go: Callable[..., Run], tmp_path: Path) -> None:

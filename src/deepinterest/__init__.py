@@ -8,4 +8,18 @@ One shape legend for the whole project:
     M  (candidate, event) pairs of a batch           H  hidden width
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepinterest.serving.model import load
+
+__all__ = ["__version__", "load"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name == "load":  # only then torch is imported
+        from deepinterest.serving.model import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from deepinterest.errors import UserError, nearest
+from deepinterest.errors import UserError, nearest, sentence
 
 
 class Distribution(Enum):
@@ -75,12 +76,24 @@ class LoggerMode(Enum):
     disabled = "disabled"
 
 
+class CalibrationName(Enum):
+    """What is learned from the validation rows after training: training/calibration.py."""
+
+    none = "none"
+    platt = "platt"
+    isotonic = "isotonic"
+    temperature = "temperature"
+
+
 class Task(Enum):
     prepare = "prepare"  # fill the cache ahead and print the folder; no model
     data = "data"  # the data card with plots, and what was dropped and why; no model
     train = "train"  # fit, then test the best checkpoint once
     test = "test"  # test a checkpoint
     probe = "probe"  # what a checkpoint's AUC is made of: docs/protocols.md
+    predict = "predict"  # score new rows with a checkpoint: docs/predict.md
+    explain = "explain"  # what a checkpoint attends to, row by row, in pictures: docs/explain.md
+    tune = "tune"  # find a learning rate and a batch size: docs/debug.md
     export_reference = "export_reference"  # write the rows of protocol=last_event in the published layout
 
 
@@ -485,6 +498,42 @@ class EvaluationConfig:
 
 
 @dataclass
+class ExplainConfig:
+    """task=explain: which test rows are drawn, and how much of them."""
+
+    # numbers of rows of predictions.parquet, from 0; null: `count` rows of label 1, drawn by `seed`
+    rows: list[int] | None = ranged(None, low=0)
+    count: int = ranged(6, low=1, high=100)
+    events: int = ranged(30, low=2, high=200)  # the most recent ones that a picture has bars for; the page lists all
+    names: str | None = None  # a table of items' names: its first column is the item, its second the name
+
+
+@dataclass
+class TuneConfig:
+    """task=tune: the learning rates and batch sizes that are tried."""
+
+    lr_low: float = ranged(1e-5, above=0)
+    lr_high: float = ranged(1.0, above=0)
+    lr_steps: int = ranged(150, low=20, high=100_000)  # of the range test, each with a higher rate
+    batch_low: int = ranged(64, low=1)  # rows; doubled as long as it pays
+    batch_high: int = ranged(16_384, low=1)
+    batch_seconds: float = ranged(2.0, above=0)  # of training with each size
+    batch_gain: float = ranged(0.1, low=0)  # a size that brings less more samples/s than the one before isn't worth it
+
+
+@dataclass
+class DebugConfig:
+    """What the profiles in conf/debug/ set: docs/debug.md."""
+
+    fraction: float | None = ranged(None, above=0, high=1)  # of each split's histories, drawn by data.seed
+    batches: int | None = ranged(None, low=1)  # of each split, so many batches of trainer.batch_size rows
+    overfit: bool = False  # validate and test on the training rows, and stop where the loss is small
+    overfit_loss: float = ranged(0.02, above=0)  # of clicks, the mean of an epoch: small enough
+    profile_steps: int | None = ranged(None, low=1)  # whose parts are timed; null: none
+    checks: bool = True  # warn about a strange first loss or label rate, dead embeddings, a flat validation AUC
+
+
+@dataclass
 class PathsConfig:
     output: str = "outputs"  # runs, sweeps and wandb lie below it
     run: str = MISSING  # this run's folder
@@ -497,7 +546,8 @@ class ExperimentConfig:
 
     task: Task = Task.train
     seed: int = ranged(1, low=0, high=2**31 - 1)  # of initial weights, batch order and auxiliary negatives
-    checkpoint: str | None = None  # task=test, task=probe: the checkpoint to look at
+    checkpoint: str | None = None  # task=test, task=probe, task=predict: the checkpoint to look at
+    output: str | None = None  # task=predict: the scores, .parquet or .csv
     data: Any = MISSING
     protocol: Any = MISSING
     model: Any = MISSING
@@ -506,6 +556,10 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: Any = MISSING
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    explain: ExplainConfig = field(default_factory=ExplainConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    calibration: CalibrationName = CalibrationName.none  # of the best checkpoint, on validation rows: docs/predict.md
     logger: Any = MISSING
     paths: PathsConfig = field(default_factory=PathsConfig)
 
@@ -513,6 +567,7 @@ class ExperimentConfig:
 # ---------------------------------------------------------------------------------------------- registration and checks
 
 LOGGERS = ("wandb", "csv", "tensorboard", "none")
+SETTINGS_OF_A_MODEL = ("data", "protocol", "model", "reference", "quirks")  # without them its weights mean nothing
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {
         "amazon": AmazonConfig,
@@ -578,6 +633,28 @@ def typed(config: DictConfig) -> ExperimentConfig:
     return experiment
 
 
+def implied(arguments: list[str]) -> list[str]:
+    """The command line with what goes without saying: the rows that task=predict reads are data=events."""
+    if "task=predict" in arguments and not any(word.startswith(("data=", "experiment=")) for word in arguments):
+        place = arguments.index("task=predict") + 1  # beside it: Hydra wants all settings in a row
+        return [*arguments[:place], "data=events", *arguments[place:]]
+    return arguments
+
+
+def restored(settings: dict[str, Any]) -> ExperimentConfig:
+    """Checked dataclasses of what `resolved` gave: the settings that a checkpoint keeps. Raises UserError."""
+    base = OmegaConf.structured(ExperimentConfig)
+    try:
+        for group, schemas in SCHEMAS.items():
+            name = settings[group]["name"] if len(schemas) > 1 else group
+            OmegaConf.update(base, group, OmegaConf.structured(schemas[name]))
+        merged = OmegaConf.merge(base, settings)
+    except (KeyError, TypeError, OmegaConfBaseException) as error:
+        raise UserError(sentence(error) or f"{error} is missing or unknown") from error
+    assert isinstance(merged, DictConfig)
+    return typed(merged)
+
+
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The composed settings as plain values: what a logger and a checkpoint keep."""
     values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
@@ -606,7 +683,19 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(
             f"logger.name={logger.name} is not possible: one of {', '.join(LOGGERS)}{nearest(logger.name, LOGGERS)}"
         )
-    if config.task in (Task.test, Task.probe) and config.checkpoint is None:
+    if config.task is Task.predict and config.output is None:
+        raise UserError("output is missing: task=predict needs a place for the scores, output=scores.parquet")
+    if config.calibration is not CalibrationName.none and config.quirks.best_of_test:
+        raise UserError(
+            f"calibration={config.calibration.name} is learned from validation rows, and quirks.best_of_test=true "
+            "validates on the test rows: take calibration=none or quirks.best_of_test=false"
+        )
+    if config.tune.lr_low >= config.tune.lr_high or config.tune.batch_low > config.tune.batch_high:
+        raise UserError(
+            f"tune.lr_low={config.tune.lr_low} must be below tune.lr_high={config.tune.lr_high}, and "
+            f"tune.batch_low={config.tune.batch_low} at most tune.batch_high={config.tune.batch_high}"
+        )
+    if config.task in (Task.test, Task.probe, Task.predict, Task.explain) and config.checkpoint is None:
         raise UserError(
             f"checkpoint is missing: task={config.task.name} needs one, checkpoint=outputs/runs/.../best.ckpt"
         )

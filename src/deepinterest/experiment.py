@@ -27,7 +27,7 @@ from deepinterest.data.layout_export import export
 from deepinterest.data.store import STAGES, Store
 from deepinterest.errors import UserError
 from deepinterest.nn.embedding import Features
-from deepinterest.report import data_card, probing, run_folder
+from deepinterest.report import data_card, explain, probing, run_folder
 from deepinterest.serving import predict, vocabulary
 from deepinterest.serving.checkpoint import read as read_checkpoint
 from deepinterest.training import calibration, loggers, peak
@@ -96,6 +96,11 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         console.print(probing.table(found))
         log.info(found["summary"])
         return probing.metrics(found)
+    if config.task is Task.explain:
+        trained = _load(Path(str(config.checkpoint)), _model(config, store, resolved))
+        explained, page = explain.run(trained.to(_device(config.trainer)), data, folder, config.explain, config.seed)
+        log.info("%s", "\n".join([*explain.remarks(trained), f"{len(explained)} rows are drawn in {page}."]))
+        return {"rows": float(len(explained))}
     model = _model(config, store, resolved)
 
     name = f"{config.model.name} {config.data.name} s{config.seed}"
@@ -201,8 +206,14 @@ def _calibrate(model: ClickModel, name: CalibrationName, path: Path, write: bool
     if write:
         state = torch.load(path, map_location="cpu", weights_only=True)
         beside = path.with_name(f".{path.name}")
-        torch.save({**state, "calibration": model.calibration.state()}, beside)
-        os.replace(beside, path)
+        try:
+            torch.save({**state, "calibration": model.calibration.state()}, beside)
+            os.replace(beside, path)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+            beside.unlink(missing_ok=True)
+            raise UserError(
+                f"The calibration could not be written to {path} ({error}). Make room and run again."
+            ) from error
 
 
 def _model(config: ExperimentConfig, store: Store, settings: dict[str, Any]) -> ClickModel:
@@ -231,8 +242,6 @@ def _trainer(
     experiment: ExperimentConfig, folder: Path, data: InteractionData, logger: Any, callbacks: list[Callback]
 ) -> L.Trainer:
     config, monitor = experiment.trainer, "val/published_auc" if experiment.quirks.published_auc else "val/auc"
-    steps = len(data.train_dataloader())
-    interval = max(1, min(config.validate_every or steps // config.validations_per_epoch, config.max_steps or steps))
     callbacks = [
         *callbacks,
         ModelCheckpoint(
@@ -250,14 +259,14 @@ def _trainer(
     progress = config.progress and sys.stderr.isatty()
     if progress:
         callbacks.append(RichProgressBar())
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         strategy=config.strategy,
         precision=config.precision,
         max_epochs=config.max_epochs,
         max_steps=config.max_steps or -1,
-        val_check_interval=interval,
+        val_check_interval=1,  # set below
         check_val_every_n_epoch=None if config.validate_every else 1,  # None counts steps across epochs
         num_sanity_val_steps=0,
         log_every_n_steps=LOG_EVERY,
@@ -268,6 +277,11 @@ def _trainer(
         callbacks=callbacks,
         default_root_dir=folder,
     )
+    data.trainer = trainer
+    steps = len(data.train_dataloader())  # each process's share
+    interval = max(1, min(config.validate_every or steps // config.validations_per_epoch, config.max_steps or steps))
+    trainer.val_check_interval = interval
+    return trainer
 
 
 def _load(path: Path, model: ClickModel) -> ClickModel:

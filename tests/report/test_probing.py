@@ -247,11 +247,11 @@ def test_every_model_takes_tampered_histories(settings: Settings, tmp_path: Path
     from deepinterest.data.datamodule import InteractionData
     from deepinterest.experiment import _model
 
-    config, _ = settings(model, tmp_path, "data.users=40")
+    config, resolved = settings(model, tmp_path, "data.users=40")
     data = InteractionData(
         config.data, config.protocol, batch_size=64, eval_batch_size=64, seed=1, cache=config.paths.cache
     )
-    untrained = _model(config, data.store)
+    untrained = _model(config, data.store, resolved)
     plain = probing.predict(untrained, data)
     rng = np.random.default_rng(0)
     for change in (probing.no_history, probing.random_history(data.test_dataloader(), rng)):

@@ -49,7 +49,8 @@ class InteractionData(L.LightningDataModule):
         prepare(self.data, self.protocol, self.cache, stage)
 
     def train_dataloader(self) -> BatchLoader:
-        if self._training is None:  # one loader for the run: it counts its epochs
+        # One loader for the run, as it counts its epochs; but a process learns its share only when training begins.
+        if self._training is None or (self._training.rank, self._training.world) != self._share():
             log, seen, negatives = self.store.log, self.store.seen, self.protocol.negatives
             samples = self.store.samples["train"]
             if self.quirks.best_of_test:  # nobody is held out
@@ -76,7 +77,7 @@ class InteractionData(L.LightningDataModule):
         return self._loader(self.store.samples[split], self.eval_batch_size, most)
 
     def _loader(self, samples: Samples, batch_size: int, max_history: int | None, **options: Any) -> BatchLoader:
-        trainer = self.trainer
+        rank, world = self._share()
         return BatchLoader(
             self.store.log,
             samples,
@@ -84,7 +85,11 @@ class InteractionData(L.LightningDataModule):
             max_history=max_history,
             seed=self.seed,
             length_sorted=self.quirks.length_sorted,
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
+            rank=rank,
+            world=world,
             **options,
         )
+
+    def _share(self) -> tuple[int, int]:
+        """Which process this is, of how many."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

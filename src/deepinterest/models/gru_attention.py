@@ -44,3 +44,7 @@ class GRUAttention(AttentionNetwork):
         h, _ = self.extraction(history, offsets)  # (N, H)
         g, _ = self.evolution(h, offsets)  # (N, H)
         return g
+
+    def states(self, interests: Tensor, attention: Tensor, pairs: Pairs) -> Tensor:
+        """The second GRU's states, the same for all candidates: (M, H)."""
+        return pairs.of_events(interests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from deepinterest.models.prediction import Prediction
 from deepinterest.nn.attention import TargetAttention
 from deepinterest.nn.embedding import ContextEmbedding, FeatureEmbedding, Features
 from deepinterest.nn.ragged import Pairs, segment_sum
-from deepinterest.nn.recurrent import GRU
+from deepinterest.nn.recurrent import GRU, AttentionGRU
 
 
 class Network(nn.Module):
@@ -74,6 +75,16 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
+@dataclass
+class Evolution:
+    """A history read for each candidate, step by step."""
+
+    pairs: Pairs
+    weights: Tensor  # (M,) attention
+    states: Tensor | None  # (M, H) after each event; None where nothing is recurrent
+    without_target: Tensor | None  # (M, H) the same if all events had equal attention
+
+
 class AttentionNetwork(Network):
     """A network that weighs the events of a history for each candidate."""
 
@@ -89,13 +100,35 @@ class AttentionNetwork(Network):
         pairs = Pairs.of(batch.offsets, batch.history_index)
         return self.attention(q, self.interests(history, batch.offsets), pairs), pairs
 
+    def evolve(self, batch: Batch) -> Evolution:
+        """How each history is read for each candidate, step by step; what `forward` sees the end of."""
+        history, q = self.items(batch.history, batch.candidates)  # (N, D), (B, D)
+        pairs = Pairs.of(batch.offsets, batch.history_index)
+        interests = self.interests(history, batch.offsets)  # (N, .)
+        a = self.attention(q, interests, pairs)  # (M,)
+        lengths = pairs.offsets.diff().index_select(0, pairs.candidate)  # (M,)
+        equal = lengths.to(a.dtype).reciprocal()  # (M,)
+        return Evolution(pairs, a, self.states(interests, a, pairs), self.states(interests, equal, pairs))
+
+    def states(self, interests: Tensor, attention: Tensor, pairs: Pairs) -> Tensor | None:
+        """The state after each event for each candidate, (M, H); None where the network only sums the events up."""
+        return None
+
 
 class InterestNetwork(AttentionNetwork):
     """A network whose attention reads the states of a GRU over the history: the interest states."""
 
     extraction: GRU
+    evolution: GRU | AttentionGRU  # a GRU reads each state times its attention
 
     def interests(self, history: Tensor, offsets: Tensor) -> Tensor:
         """The extraction's states: (N, D), offsets (G+1,) -> (N, H)."""
         h, _ = self.extraction(history, offsets)
         return h
+
+    def states(self, interests: Tensor, attention: Tensor, pairs: Pairs) -> Tensor | None:
+        """The evolution's states (M, H)."""
+        if isinstance(self.evolution, AttentionGRU):
+            return self.evolution.states(interests, attention, pairs)
+        states, _ = self.evolution(attention.unsqueeze(1) * pairs.of_events(interests), pairs.offsets)
+        return states

@@ -103,6 +103,9 @@ class AttentionGRU(_Cell):
 
     def forward(self, x: Tensor, attention: Tensor, pairs: Pairs) -> Tensor:
         """Events (N, I), attention (M,) of their pairs with candidates -> final states (B, H), zero without events."""
+        return last_rows(self.states(x, attention, pairs), pairs.offsets)  # (B, H)
+
+    def states(self, x: Tensor, attention: Tensor, pairs: Pairs) -> Tensor:
+        """The state after each event, for each candidate: (M, H)."""
         base, slope = keep_line(attention, self.update)  # (M,), (M,)
-        states = self.run(self.project(x), pairs.offsets, None if pairs.alone else pairs.event, base, slope)
-        return last_rows(states, pairs.offsets)  # (B, H)
+        return self.run(self.project(x), pairs.offsets, None if pairs.alone else pairs.event, base, slope)

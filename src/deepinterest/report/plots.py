@@ -144,13 +144,13 @@ def attention(rows: list[AttentionRow]) -> Figure:
         place = np.arange(len(row.items))
         axes.barh(place, row.weights, height=0.75, color=RED if row.label else BLUE)
         # Names are not mathematics: a product may hold two dollar signs.
-        axes.set_yticks(place, [_short(name) for name in row.items], fontsize=7, parse_math=False)
+        axes.set_yticks(place, [short(name) for name in row.items], fontsize=7, parse_math=False)
         axes.set_ylim(
             len(place) - longest[number // columns] - 0.6, len(place) - 0.4
         )  # short histories hang from the top
         outcome = "clicked" if row.label else "not clicked"
         axes.set_title(
-            f"target: {_short(row.target)}\n{outcome}, predicted {row.probability:.3f}", fontsize=9, parse_math=False
+            f"target: {short(row.target)}\n{outcome}, predicted {row.probability:.3f}", fontsize=9, parse_math=False
         )
         if not row.items:
             axes.set_xlim(0, 1)
@@ -191,6 +191,92 @@ def probes(content: dict[str, Any]) -> Figure:
     return figure
 
 
+def evolution(
+    *,
+    title: str,
+    legend: list[str],
+    bars: tuple[list[str], NDArray[np.floating]] | None,
+    hidden: int,
+    states: NDArray[np.floating] | None,
+    read: NDArray[np.integer],
+    probability: NDArray[np.floating],
+) -> Figure:
+    """How a network reads one history for two items, in blue and red: attention, path of the state, probability.
+
+    Args:
+        legend: what the two items are called.
+        bars: t names, oldest first, and weights (2, t); None leaves the panel out.
+        hidden: older events that have no bars.
+        states: (3, T, H) after each event, for both items and without a target; None leaves the panel out.
+        read, probability: (P,) numbers of events, and (2, P) the probabilities after so many.
+    """
+    panels = 1 + (bars is not None) + (states is not None)
+    height = max(4.2, 1.2 + 0.24 * len(bars[0]) if bars else 0)
+    figure = Figure(figsize=(5.2 * panels, height), layout="constrained")
+    # Names are not mathematics: a product may hold two dollar signs.
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    grid = list(figure.subplots(1, panels, squeeze=False).ravel())
+    if bars is not None:
+        _weights(grid.pop(0), *bars, hidden)
+    if states is not None:
+        _path(grid.pop(0), states)
+    (axes,) = grid
+    for values, colour, name in zip(probability, (BLUE, RED), legend, strict=True):
+        axes.plot(read, values, color=colour, linewidth=1.8, marker="o" if len(read) < 40 else None, markersize=3)
+        axes.plot([], [], color=colour, linewidth=4, label=name)
+    if states is not None:
+        axes.plot([], [], color=GREY, linewidth=4, label="without a target: equal attention")
+    axes.set(title="Probability if the history ended here", xlabel="events read", ylabel="probability", ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _plain(axes)
+    for text in figure.legend(
+        loc="outside lower center", ncols=3 if panels > 1 else 1, frameon=False, fontsize=9
+    ).get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _weights(axes: Axes, names: list[str], weights: NDArray[np.floating], hidden: int) -> None:
+    place = np.arange(len(names))
+    for values, colour, shift in zip(weights, (BLUE, RED), (0.2, -0.2), strict=True):
+        axes.barh(place + shift, values, height=0.38, color=colour)
+    axes.set_yticks(place, [short(name) for name in names], fontsize=7, parse_math=False)
+    if names:
+        equal = 1 / (len(names) + hidden)
+        axes.axvline(equal, color=GREY, linewidth=1, linestyle="--")
+    older = f", {hidden} older not shown" if hidden else ""
+    axes.set(title=f"Attention (most recent on top{older})", xlabel="weight (dashed: if all were equal)")
+    axes.margins(y=0.01)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    _plain(axes)
+
+
+def _path(axes: Axes, states: NDArray[np.floating]) -> None:
+    """The states (3, T, H) on the two directions in which they differ most, from the zero state on."""
+    start = np.zeros((3, 1, states.shape[2]))
+    walked = np.concatenate([start, states], axis=1)  # (3, T+1, H)
+    centred = walked - walked.reshape(-1, walked.shape[2]).mean(0)
+    _, spread, directions = np.linalg.svd(centred.reshape(-1, centred.shape[2]), full_matrices=False)
+    count = min(2, len(directions))
+    points = np.zeros((*walked.shape[:2], 2))
+    points[..., :count] = centred @ directions[:count].T  # (3, T+1, 2)
+    share = spread**2 / max(float((spread**2).sum()), 1e-30)
+    # Thick below thin: paths on top of each other are all seen.
+    looks = ((BLUE, 3.0, 2), (RED, 1.1, 3), (GREY, 6.0, 1))
+    for (x, y), (colour, width, order) in zip(points.transpose(0, 2, 1), looks, strict=True):
+        axes.plot(x, y, color=colour, linewidth=width, marker=".", markersize=2 * width, zorder=order, alpha=0.8)
+        axes.plot(x[-1], y[-1], marker="s", markersize=7 + width, color=colour, zorder=order + 3)
+    axes.plot(*points[0, 0], marker="o", markersize=9, color="white", markeredgecolor="black", zorder=7)
+    axes.annotate("start", points[0, 0], xytext=(8, 6), textcoords="offset points", fontsize=8)
+    shares = [f"direction {n + 1} ({share[n] if n < len(share) else 0:.0%} of the variance)" for n in range(2)]
+    apart = float(
+        np.linalg.norm(walked[0, -1] - walked[1, -1]) / max(float(np.linalg.norm(np.ptp(walked[0], axis=0))), 1e-30)
+    )
+    axes.set_title(f"Path of the state; the ends (squares) lie\n{apart:.1%} of the path's extent apart", fontsize=11)
+    axes.set(xlabel=shares[0], ylabel=shares[1])
+    _plain(axes)
+
+
 def _single(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
@@ -202,5 +288,6 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A name cut to what a plot has room for."""
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"

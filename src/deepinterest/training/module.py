@@ -12,6 +12,7 @@ from torch import Tensor
 from deepinterest.config import EvaluationConfig, OptimizerConfig, Quirks
 from deepinterest.data.batch import Batch
 from deepinterest.models.network import Network
+from deepinterest.training.calibration import Calibration
 from deepinterest.training.losses import probability, total_loss
 from deepinterest.training.metrics import ClickMetrics
 from deepinterest.training.optimizers import DeferredAdam
@@ -26,6 +27,7 @@ class ClickModel(L.LightningModule):
         network: its `embeddings` are the tables that DeferredAdam watches.
         vocabulary_hash: of the data set; kept in the checkpoint, where another one is refused.
         name: the model's name in the config; kept in the checkpoint.
+        settings: of the run, as plain values; kept in the checkpoint, so that it can be used without repeating them.
     """
 
     def __init__(
@@ -38,19 +40,30 @@ class ClickModel(L.LightningModule):
         aux_weight: float = 0.0,
         vocabulary_hash: str = "",
         name: str = "",
+        settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.optimizer_config, self.aux_weight = optimizer, aux_weight
         self.quirks = quirks or Quirks()
-        self.vocabulary_hash, self.name = vocabulary_hash, name
+        self.vocabulary_hash, self.name, self.settings = vocabulary_hash, name, settings
+        self.calibration: Calibration | None = None  # learned after training; changes what `forward` answers
         self.val_metrics = ClickMetrics(evaluation, self.quirks.published_auc)
         self.test_metrics = ClickMetrics(evaluation, self.quirks.published_auc)
+        self.uncalibrated_metrics = ClickMetrics(evaluation)  # of the test, where there is a calibration
         self.scores: dict[str, float] = {}  # the latest, as computed: Lightning rounds what is logged to float32
 
     def forward(self, batch: Batch) -> Tensor:
-        """Probability of a touch (B,)."""
+        """Probability of a touch (B,), calibrated where the model has a calibration."""
+        return self._calibrated(self._uncalibrated(batch))
+
+    def _uncalibrated(self, batch: Batch) -> Tensor:
         return probability(self.network(batch).logit, self.quirks, self.network.epsilon)
+
+    def _calibrated(self, probability: Tensor) -> Tensor:
+        if self.calibration is None:
+            return probability
+        return torch.from_numpy(self.calibration(probability.detach().cpu().numpy())).to(probability.device)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         prediction = self.network(batch)
@@ -64,17 +77,23 @@ class ClickModel(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self._collect(self.val_metrics, batch)
+        # Uncalibrated: a calibration is learned from these very rows.
+        self._collect(self.val_metrics, batch, self._uncalibrated(batch))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        self._collect(self.test_metrics, batch)
+        uncalibrated = self._uncalibrated(batch)
+        self._collect(self.test_metrics, batch, self._calibrated(uncalibrated))
+        if self.calibration is not None:
+            self._collect(self.uncalibrated_metrics, batch, uncalibrated)
 
-    def _collect(self, metrics: ClickMetrics, batch: Batch) -> None:
-        metrics.update(batch.user[batch.history_index], batch.label, self(batch))
+    def _collect(self, metrics: ClickMetrics, batch: Batch, probability: Tensor) -> None:
+        metrics.update(batch.user[batch.history_index], batch.label, probability)
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.reset()  # here, not at the end: calibration reads the rows of the last validation
 
     def on_validation_epoch_end(self) -> None:
         values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
-        self.val_metrics.reset()
         self.scores |= values
         for name, value in values.items():
             self.log(name, value, prog_bar=name == "val/auc")
@@ -82,6 +101,9 @@ class ClickModel(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         # Not reset: the run reads the rows for its predictions file.
         values = {f"test/{name}": value for name, value in self.test_metrics.compute().items()}
+        if self.calibration is not None:
+            before = self.uncalibrated_metrics.compute()
+            values |= {f"test/{name}_uncalibrated": before[name] for name in ("ece", "logloss")}
         self.scores |= values
         self.log_dict(values)
 
@@ -100,4 +122,6 @@ class ClickModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"vocabulary_hash": self.vocabulary_hash, "model": self.name}
+        checkpoint |= {"vocabulary_hash": self.vocabulary_hash, "model": self.name, "settings": self.settings}
+        if self.calibration is not None:
+            checkpoint["calibration"] = self.calibration.state()

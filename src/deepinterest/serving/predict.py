@@ -1,0 +1,332 @@
+"""`task=predict`: a probability for each row of a file, read and written piece by piece: ../docs/predict.md.
+
+Rows of a piece that share a history are scored together, so it is encoded once, as in training.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from rich.console import Console
+
+from deepinterest.config import EventColumns, EventFileConfig, ExperimentConfig, TimestampUnit
+from deepinterest.data import store as prepared
+from deepinterest.data.events import refuse_nulls
+from deepinterest.data.log import Log
+from deepinterest.data.samples import ranges
+from deepinterest.data.sources.event_file import _ids, _milliseconds
+from deepinterest.errors import UserError, nearest
+from deepinterest.serving import checkpoint
+from deepinterest.serving.files import Input, Output
+from deepinterest.serving.model import Model
+from deepinterest.serving.vocabulary import Lookup
+
+log = logging.getLogger(__name__)
+
+HISTORY, PROBABILITY = "history", "probability"
+ROWS, ROWS_OF_LISTS = 65_536, 4_096  # at a time; of lists fewer, as each holds many items
+BETWEEN = "|"  # items of a history in a text file
+
+
+def run(config: ExperimentConfig, console: Console, device: torch.device) -> dict[str, float]:
+    """Scores the rows of data.path into `config.output`; raises UserError for whatever is wrong with either.
+
+    Returns: rows and scores; scores whose item, and rows whose user, training didn't know; rows without a history;
+    seconds and rows a second.
+    """
+    if not isinstance(config.data, EventFileConfig):
+        raise UserError(f"data={config.data.name} holds no rows to score: take data=events data.path=NEW.parquet.")
+    file, output = Input(config.data.path), Output(str(config.output))
+    if output.path.exists() and output.path.samefile(file.path):
+        raise UserError(f"output={config.output} is data.path itself: name another file.")
+    read = checkpoint.read(str(config.checkpoint))
+    model = Model.of(read, device)
+    model.batch_size = config.trainer.eval_batch_size
+    columns = Columns.of(file, config.data, model)
+    histories = None
+    if columns.history is None:
+        with console.status(f"Preparing {model.config.data.name}"):
+            histories = Histories.of(model.config, config.paths.cache, read.vocabulary_hash)
+    begin = time.perf_counter()
+    scorer = Scorer(model, file, columns, histories, config.data.timestamp_unit)
+    with output, console.status(f"Scoring {file.path.name}"):
+        for frame in scorer.scored():
+            output.write(frame)
+        if not scorer.counts["rows"]:
+            raise UserError(f"{file.path} has no rows: there is nothing to score.")
+    seconds = time.perf_counter() - begin
+    counts = {name: float(scorer.counts[name]) for name in COUNTED}
+    log.info("%s; %s in %.1f s", scorer.told(), output.path, seconds)
+    return {**counts, "seconds": seconds, "rows_per_s": counts["rows"] / seconds}
+
+
+COUNTED = ("rows", "scores", "unknown_items", "unknown_history_items", "unknown_users", "empty_histories")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The file's columns by what they hold."""
+
+    item: str
+    user: str | None
+    timestamp: str | None
+    history: str | None
+
+    @classmethod
+    def of(cls, file: Input, config: EventFileConfig, model: Model) -> Columns:
+        """Raises UserError for a column that is needed and missing, and for one that the scores would take."""
+        named, present = config.columns, file.columns
+        given = ", ".join(present) or "none"
+        if named.item not in present:
+            raise UserError(
+                f"{file.path} has no column {named.item!r}, only {given}: set data.columns.item to the column of the "
+                "items to score."
+            )
+        user, timestamp = (_optional(file, role, getattr(named, role)) for role in ("user", "timestamp"))
+        history = HISTORY if HISTORY in present else None
+        if user is None and history is None:
+            raise UserError(
+                f"{file.path} has neither a column {named.user!r} nor a column {HISTORY!r}, only {given}: set "
+                f"data.columns.user to the column of the users, or give each row its items touched as {HISTORY!r}."
+            )
+        if PROBABILITY in present:
+            raise UserError(f"{file.path} has a column {PROBABILITY!r}, which the scores need: rename or drop it.")
+        for name in model.known.context:
+            if name not in present:
+                raise UserError(f"{file.path} has no column {name!r}, only {given}; the model reads it: add it.")
+        if history is not None and model.known.users is None:
+            user = None  # nobody reads it
+        return cls(named.item, user, None if history else timestamp, history)
+
+
+def _optional(file: Input, role: str, name: str) -> str | None:
+    """The column, or None where it isn't there; one that was named on purpose has to be."""
+    if name not in file.columns and name != getattr(EventColumns, role):
+        raise UserError(
+            f"{file.path} has no column {name!r}, only {', '.join(file.columns)}: correct data.columns.{role}"
+            f"{nearest(name, file.columns) or '.'}"
+        )
+    return name if name in file.columns else None
+
+
+@dataclass
+class Histories:
+    """What each user of the prepared log touched."""
+
+    log: Log
+    users: Lookup
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, cache: str | None, vocabulary_hash: str | None) -> Histories:
+        """Of the data set that `config` was trained on, prepared anew where the cache hasn't got it.
+
+        Raises UserError where it can't be prepared, or has changed.
+        """
+        try:
+            store = prepared.load(prepared.prepare(config.data, config.protocol, cache))
+        except UserError as error:
+            raise UserError(
+                "the users' histories can't be read from the log that the model was trained on: "
+                f"{str(error).rstrip('.')}. "
+                f"Or give rows their own histories, in a column {HISTORY!r}."
+            ) from error
+        if store.vocabulary_hash != vocabulary_hash:
+            raise UserError(
+                f"the log that data={config.data.name} prepares now has another vocabulary ({store.vocabulary_hash}) "
+                f"than the checkpoint's ({vocabulary_hash}): the source has changed since; give rows their own "
+                f"histories, in a column {HISTORY!r}."
+            )
+        return cls(store.log, Lookup(store.user_names()))
+
+    def before(self, user: np.ndarray, time: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """First and last event (n,), the last excluded, of users (n,) strictly before `time` (n,), or at any time.
+
+        Users count from 1, as `users.rows` gives them; 0, the unknown one, has no event.
+        """
+        offsets = np.concatenate([[0], self.log.user_offsets])
+        start, end = offsets[user], offsets[user + 1]
+        return start, end if time is None else first_at_or_after(self.log.time, start, end, time)
+
+
+def first_at_or_after(times: np.ndarray, start: np.ndarray, end: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """For each i the first place in start[i] .. end[i] whose time isn't before time[i]; times rise within each."""
+    low, high = start.copy(), end.copy()
+    while (open_ := low < high).any():  # halved all at once
+        middle = np.where(open_, (low + high) // 2, 0)
+        before = open_ & (times[middle] < time)
+        low = np.where(before, middle + 1, low)
+        high = np.where(open_ & ~before, middle, high)
+    return low
+
+
+class Scorer:
+    """Scores a file's pieces, and counts what the model doesn't know."""
+
+    def __init__(
+        self, model: Model, file: Input, columns: Columns, histories: Histories | None, unit: TimestampUnit
+    ) -> None:
+        self.model, self.file, self.columns, self.histories, self.unit = model, file, columns, histories, unit
+        self.counts: Counter[str] = Counter()
+
+    def scored(self) -> Iterator[pl.DataFrame]:
+        """The pieces with their probabilities, without the histories, in the file's order."""
+        for frame in self._pieces():
+            with self._rows_counted_from(self.counts["rows"]):
+                probability = self._score(frame)
+            kept = frame.drop(self.columns.history) if self.columns.history else frame
+            self.counts["rows"] += frame.height
+            yield kept.with_columns(probability.alias(PROBABILITY))
+
+    def told(self) -> str:
+        """The counts in a sentence."""
+        counts = self.counts
+        parts = [
+            f"{counts[name]:,} {words}"
+            for name, words in (
+                ("unknown_items", "of them of items that training never saw"),
+                ("unknown_history_items", "such items in histories"),
+                ("unknown_users", "rows of users that aren't known"),
+                ("empty_histories", "rows without a history"),
+            )
+            if counts[name]
+        ]
+        if self.columns.history is not None:
+            histories = "each row with its own history"
+        elif self.columns.timestamp is not None:
+            histories = "each row with what its user touched before it"
+        else:
+            histories = "each row with all that its user touched"
+        return ", ".join([f"{counts['scores']:,} scores of {counts['rows']:,} rows, {histories}", *parts])
+
+    def _pieces(self) -> Iterator[pl.DataFrame]:
+        """Of as many rows as memory bears, whatever the file's own pieces are."""
+        for frame in self.file.pieces(ROWS):
+            lists = any(frame[name].dtype.is_nested() for name in frame.columns) or self.columns.history is not None
+            yield from frame.iter_slices(ROWS_OF_LISTS if lists else ROWS)
+
+    def _score(self, frame: pl.DataFrame) -> pl.Series:
+        items, of_row = self._items(frame)
+        user = self._column(frame, self.columns.user) if self.columns.user else None
+        events, start, end, group = self._histories(frame, user)
+        model, known = self.model, self.model.known
+        rows = known.items.rows(items)
+        reads = known.users is not None and user is not None
+        user_row = model.user_rows(user) if reads and user is not None else np.zeros(frame.height, dtype=np.int64)
+        if reads:
+            self.counts["unknown_users"] += int((known.user_catalogue[user_row, 0] == 0).sum())
+        # Rows of one user and one history are a group; the groups ascend, and each has a first row.
+        key = pl.DataFrame({"group": group, "user": user_row}).select(pl.struct("group", "user").rank("dense"))
+        index = key.to_series().to_numpy().astype(np.int64) - 1
+        first = np.unique(index, return_index=True)[1]
+        order = np.argsort(index[of_row], kind="stable")
+        histories, offsets = ranges(start[first], end[first] - start[first])
+        context = model.context_rows(
+            {name: frame[name].gather(of_row) for name in known.context}, len(rows), str(self.file.path), self.file.text
+        )
+        answer = np.empty(len(rows), dtype=np.float32)
+        answer[order] = model.score_rows(
+            events[histories].astype(np.int64),
+            offsets,
+            user_row[first],
+            rows[order],
+            index[of_row][order],
+            None if context is None else context[order],
+        )
+        self.counts["scores"] += len(rows)
+        self.counts["unknown_items"] += int((~model.learned(rows)).sum())
+        self.counts["empty_histories"] += int((start == end).sum())
+        if frame[self.columns.item].dtype.is_nested():
+            lists = pl.DataFrame({"row": of_row, "answer": answer}).group_by("row", maintain_order=True).agg("answer")
+            every = pl.DataFrame({"row": np.arange(frame.height)}).join(
+                lists, on="row", how="left", maintain_order="left"
+            )
+            return every["answer"].fill_null(pl.lit([], dtype=pl.List(pl.Float32)))
+        return pl.Series(answer)
+
+    def _items(self, frame: pl.DataFrame) -> tuple[pl.Series, np.ndarray]:
+        """The items to score (B,), and the row of the frame that each stands in."""
+        values = frame[self.columns.item]
+        if not values.dtype.is_nested():
+            return self._column(frame, self.columns.item), np.arange(frame.height)
+        items, offsets = self._lists(values, self.columns.item)
+        return items, np.repeat(np.arange(frame.height), np.diff(offsets))
+
+    def _histories(
+        self, frame: pl.DataFrame, user: pl.Series | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Catalogue rows of events; each row's history among them, from and to (n,); and a number of it (n,)."""
+        if self.histories is None:
+            assert self.columns.history is not None
+            values = frame[self.columns.history]
+            if self.file.text:
+                # No value is an empty history: a text file can't tell the two apart.
+                values = values.fill_null("").str.split(BETWEEN).list.eval(pl.element().filter(pl.element() != ""))
+            elif not values.dtype.is_nested():
+                raise UserError(f"{self.file.path}: column {HISTORY!r} is of type {values.dtype}: give lists of items.")
+            items, offsets = self._lists(values, HISTORY)
+            rows = self.model.known.items.rows(items)
+            self.counts["unknown_history_items"] += int((~self.model.learned(rows)).sum())
+            # Equal lists get one number.
+            first = pl.DataFrame({"list": values}).with_row_index("row").select(
+                pl.col("row").first().over("list")
+            )  # fmt: skip
+            return rows, offsets[:-1], offsets[1:], first["row"].to_numpy().astype(np.int64)
+        assert user is not None
+        time = None
+        if self.columns.timestamp is not None:
+            time = self._times(frame[self.columns.timestamp])
+        known = self.histories.users.rows(user)
+        if self.model.known.users is None:
+            self.counts["unknown_users"] += int((known == 0).sum())
+        start, end = self.histories.before(known, time)
+        # A history is told by its user and its end.
+        key = known * (len(self.histories.log) + 1) + end
+        return self.histories.log.item, start, end, np.unique(key, return_inverse=True)[1]
+
+    def _times(self, values: pl.Series) -> np.ndarray:
+        called = f"column {values.name!r} (data.columns.timestamp)"
+        found = _milliseconds(values, str(self.file.path), called, self.unit)
+        if self.unit is TimestampUnit.auto:
+            # The first piece decides for the whole file.
+            for unit in (TimestampUnit.s, TimestampUnit.ms, TimestampUnit.us, TimestampUnit.ns):
+                try:
+                    same = _milliseconds(values, "", "", unit).equals(found)
+                except UserError:
+                    continue
+                if same:
+                    self.unit = unit
+                    break
+        return found.to_numpy()
+
+    def _column(self, frame: pl.DataFrame, name: str) -> pl.Series:
+        values = _ids(frame[name], str(self.file.path), f"column {name!r}", self.file.text)
+        refuse_nulls(values, str(self.file.path), f"column {name!r}")
+        return values
+
+    def _lists(self, values: pl.Series, name: str) -> tuple[pl.Series, np.ndarray]:
+        """The items of all lists, one after the other, and the offsets (n+1,) of each list."""
+        refuse_nulls(values, str(self.file.path), f"column {name!r}")
+        offsets = np.concatenate([[0], values.list.len().cast(pl.Int64).to_numpy().cumsum()])
+        filled = values.filter(values.list.len() > 0)  # explode makes a null of an empty list
+        items = filled.explode()
+        if items.null_count():
+            row = int(np.searchsorted(offsets, int(items.is_null().arg_max() or 0), side="right"))
+            raise UserError(f"{self.file.path}: column {name!r} holds a list with no value in row {row}: drop it.")
+        return _ids(items, str(self.file.path), f"column {name!r}", self.file.text), offsets
+
+    @contextmanager
+    def _rows_counted_from(self, first: int) -> Iterator[None]:
+        """Rows that an error of a piece names, counted in the file."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(re.sub(r"\brow (\d+)", lambda row: f"row {int(row[1]) + first}", str(error))) from error
