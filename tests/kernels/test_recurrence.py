@@ -44,7 +44,7 @@ def outputs(kernel: KernelName, inputs: dict[str, Tensor], reset: ResetGate) -> 
     with using(kernel):
         states = recurrence(**inputs, reset=reset)
     leaves = {name: value for name, value in inputs.items() if value.requires_grad}
-    loss = (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(2))).sum()
+    loss = (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(2)).to(states)).sum()
     loss = loss + sum(0 * leaf.sum() for leaf in leaves.values())
     gradients = torch.autograd.grad(loss, list(leaves.values()))
     return {"states": states.detach(), **dict(zip(leaves, gradients, strict=True))}

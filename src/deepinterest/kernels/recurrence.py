@@ -49,6 +49,7 @@ class Sequences:
     gates: Tensor  # (H, 2H) [Ur, Uu]
     candidate: Tensor  # (H, H) Uc
     reset: ResetGate
+    bf16: bool = False  # products may round their factors to bfloat16; sums and states keep their precision
 
     @property
     def steps(self) -> int:
@@ -88,16 +89,17 @@ def recurrence(
     base: Tensor | None = None,
     slope: Tensor | None = None,
     reset: ResetGate = ResetGate.before,
+    bf16: bool = False,
 ) -> Tensor:
     """All states (M, H) of the sequences; see `Sequences` for the arguments. Differentiable, once, in all of them."""
-    of = Sequences(x, source, base, slope, offsets, gates, candidate, reset)
+    of = Sequences(x, source, base, slope, offsets, gates, candidate, reset, bf16)
     if _asked is KernelName.oracle:
         from deepinterest.kernels.oracle import states
 
         return states(of)
     parts = (x, base, slope, gates, candidate)
     keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
-    states_: Tensor = _Recurrence.apply(*parts, source, offsets, reset, _kernel(x, len(candidate)), keep)
+    states_: Tensor = _Recurrence.apply(*parts, source, offsets, reset, bf16, _kernel(x, len(candidate)), keep)
     return states_
 
 
@@ -150,23 +152,24 @@ class _Recurrence(torch.autograd.Function):
         source: Tensor | None,
         offsets: Tensor,
         reset: ResetGate,
+        bf16: bool,
         kernel: Kernel,
         keep: bool,
     ) -> Tensor:
-        of = Sequences(x, source, base, slope, offsets, gates, candidate, reset)
+        of = Sequences(x, source, base, slope, offsets, gates, candidate, reset, bf16)
         states, kept = kernel.forward(of, keep)
         ctx.save_for_backward(x, source, base, slope, offsets, gates, candidate, states, *kept)
-        ctx.reset, ctx.kernel = reset, kernel
+        ctx.reset, ctx.bf16, ctx.kernel = reset, bf16, kernel
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, source, base, slope, offsets, gates, candidate, states, *kept = ctx.saved_tensors
-        of = Sequences(x, source, base, slope, offsets, gates, candidate, ctx.reset)
+        of = Sequences(x, source, base, slope, offsets, gates, candidate, ctx.reset, ctx.bf16)
         found = ctx.kernel.backward(of, states, tuple(kept), grads[0])
         z, H = found.z, len(of.candidate)
         d_gates = found.h.t() @ z[:, : 2 * H]  # (H, 2H)
         d_candidate = found.inside.t() @ found.product  # (H, H)
         dx = z if of.source is None else torch.zeros_like(of.x).index_add_(0, of.source, z)  # (N, 3H)
-        return dx, found.base, found.slope, d_gates, d_candidate, None, None, None, None, None
+        return dx, found.base, found.slope, d_gates, d_candidate, None, None, None, None, None, None

@@ -61,9 +61,10 @@ class _Cell(nn.Module):
         slope: Tensor | None = None,
     ) -> Tensor:
         """All states of `kernels.recurrence`: (N, 3H) -> (M, H), in the weights' own precision."""
-        dtype = self.gates.dtype
+        dtype, device = self.gates.dtype, x.device.type
+        bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16
         base, slope = (line if line is None else line.to(dtype) for line in (base, slope))
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             return recurrence(
                 x.to(dtype),
                 offsets,
@@ -73,6 +74,7 @@ class _Cell(nn.Module):
                 base=base,
                 slope=slope,
                 reset=self.reset_gate,
+                bf16=bf16,
             )
 
 
