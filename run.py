@@ -1,26 +1,41 @@
 """Train and test one model: `python run.py model=dien`. `python run.py --help` lists the choices and settings."""
 
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from deepinterest.config import Task, implied, register, resolved, restored, typed
 from deepinterest.errors import sentences
 from deepinterest.report.sweep import print_run_folder
+from deepinterest.sweep.processes import follow_parent, lead, own_process, run_alone
 
 register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> dict[str, float]:
+    follow_parent()
     config, settings = typed(cfg), resolved(cfg)  # a wrong setting fails here, before torch is imported
     if config.task in (Task.test, Task.probe, Task.explain):  # what the checkpoint was trained with needs no repeating
         from deepinterest.serving.checkpoint import as_trained
 
         settings = as_trained(settings, list(HydraConfig.get().overrides.task))
         config = restored(settings)
+
+    if config.task is Task.train and (config.resume or config.checkpoint):
+        from deepinterest.resuming import continued, start_of
+
+        start = start_of(config)
+        assert start is not None
+        settings = continued(settings, list(HydraConfig.get().overrides.task), start)
+        config = restored(settings)
+
+    if HydraConfig.get().mode is RunMode.MULTIRUN and own_process(config):
+        return run_alone(settings, Path(config.paths.run))
 
     from deepinterest.experiment import run
 
@@ -32,4 +47,6 @@ def main(cfg: DictConfig) -> dict[str, float]:
 if __name__ == "__main__":
     sys.argv[1:] = implied(sys.argv[1:])
     with sentences():
+        follow_parent()
+        lead()
         main()

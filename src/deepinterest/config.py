@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -95,6 +96,13 @@ class Task(Enum):
     explain = "explain"  # what a checkpoint attends to, row by row, in pictures: docs/explain.md
     tune = "tune"  # find a learning rate and a batch size: docs/debug.md
     export_reference = "export_reference"  # write the rows of protocol=last_event in the published layout
+
+
+class Search(Enum):
+    """What a sweep runs."""
+
+    grid = "grid"  # every combination of what the command lists
+    optuna = "optuna"  # trials that learn from those before
 
 
 def ranged(default: Any, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
@@ -477,6 +485,11 @@ class TrainerConfig:
     eval_batch_size: int = ranged(4096, low=1)
     threads: int | None = ranged(None, low=1)  # torch threads; null leaves torch's choice
     kernel: KernelName = KernelName.auto
+    # torch.compile for the MLP over a row. It takes seconds to minutes at the start; on a CPU it gains 0 to 5 % where
+    # the MLP is all (DNN) and nothing elsewhere.
+    compile: bool = False
+    prefetch: bool | None = None  # a thread makes the next batch while this one trains; null: on a GPU alone
+    checkpoint_minutes: float | None = ranged(10.0, above=0)  # between two last.ckpt; null: at validations alone
     progress: bool = True
 
 
@@ -534,6 +547,23 @@ class DebugConfig:
 
 
 @dataclass
+class SweepConfig:
+    """A sweep, `python run.py -m`: docs/sweeps.md. It is no part of what a job's folder and checkpoint keep."""
+
+    resume: str | None = None  # the folder of a sweep that was cut off; the command is the same otherwise
+    jobs: int = ranged(1, low=1)  # at a time, with sweep=joblib and sweep=ray; trials that sweep=optuna draws together
+    search: Search = Search.grid
+    trials: int = ranged(20, low=1)  # of sweep=optuna, with those a resumed study holds
+    random_trials: int = ranged(8, low=0)  # of them, before the search learns
+    metric: str = "val/auc"  # of metrics.json: what is searched for; never one of the test rows
+    minimize: bool = False
+    seed: int = ranged(1, low=0, high=2**31 - 1)  # of the search
+    # settings and their values, as on the command line: choice(a,b), range(1,5), interval(0.1,0.9), tag(log,interval())
+    space: dict[str, str] = field(default_factory=dict)
+    ray_address: str | None = None  # of a cluster, such as ray://head:10001; null: this machine
+
+
+@dataclass
 class PathsConfig:
     output: str = "outputs"  # runs, sweeps and wandb lie below it
     run: str = MISSING  # this run's folder
@@ -546,7 +576,9 @@ class ExperimentConfig:
 
     task: Task = Task.train
     seed: int = ranged(1, low=0, high=2**31 - 1)  # of initial weights, batch order and auxiliary negatives
-    checkpoint: str | None = None  # task=test, task=probe, task=predict: the checkpoint to look at
+    # task=test, probe, predict, explain: the checkpoint to look at; task=train: the one to go on from, in a new folder
+    checkpoint: str | None = None
+    resume: str | None = None  # the folder of a run that was cut off: it goes on there
     output: str | None = None  # task=predict: the scores, .parquet or .csv
     data: Any = MISSING
     protocol: Any = MISSING
@@ -561,6 +593,7 @@ class ExperimentConfig:
     debug: DebugConfig = field(default_factory=DebugConfig)
     calibration: CalibrationName = CalibrationName.none  # of the best checkpoint, on validation rows: docs/predict.md
     logger: Any = MISSING
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 
@@ -634,7 +667,19 @@ def typed(config: DictConfig) -> ExperimentConfig:
 
 
 def implied(arguments: list[str]) -> list[str]:
-    """The command line with what goes without saying: the rows that task=predict reads are data=events."""
+    """The command line with what goes without saying.
+
+    The rows that task=predict reads are data=events; `sweep` means -m; a resumed sweep or run writes where it was.
+    """
+    arguments = list(arguments)
+    sweeps = [word for word in arguments if word.startswith(("sweep=", "sweep."))]
+    if sweeps and not {"-m", "--multirun", "--cfg", "-c", "--help", "-h", "--info", "-i"} & set(arguments):
+        arguments = ["-m", *arguments]
+    for word in [word for word in sweeps if word.startswith("sweep.resume=")]:  # beside it: Hydra wants them in a row
+        arguments.insert(arguments.index(word), f"hydra.sweep.dir={word.partition('=')[2]}")
+    runs = [word.partition("=")[2] for word in arguments if word.startswith("resume=")]
+    if runs and "-m" not in arguments and "--multirun" not in arguments and Path(runs[-1].strip("'\"")).is_dir():
+        arguments += [f"hydra.run.dir={runs[-1]}", "hydra.output_subdir=null"]  # which keeps what the run began with
     if "task=predict" in arguments and not any(word.startswith(("data=", "experiment=")) for word in arguments):
         place = arguments.index("task=predict") + 1  # beside it: Hydra wants all settings in a row
         return [*arguments[:place], "data=events", *arguments[place:]]
@@ -659,7 +704,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """The composed settings as plain values: what a logger and a checkpoint keep."""
     values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in values.items() if key != "sweep"}
 
 
 def check(config: ExperimentConfig) -> None:
@@ -695,6 +740,9 @@ def check(config: ExperimentConfig) -> None:
             f"tune.lr_low={config.tune.lr_low} must be below tune.lr_high={config.tune.lr_high}, and "
             f"tune.batch_low={config.tune.batch_low} at most tune.batch_high={config.tune.batch_high}"
         )
+    if config.resume is not None and (config.task is not Task.train or config.checkpoint is not None):
+        what = f"task={config.task.name}" if config.checkpoint is None else f"checkpoint={config.checkpoint}"
+        raise UserError(f"resume={config.resume} goes on with a training run and can't be given with {what}")
     if config.task in (Task.test, Task.probe, Task.predict, Task.explain) and config.checkpoint is None:
         raise UserError(
             f"checkpoint is missing: task={config.task.name} needs one, checkpoint=outputs/runs/.../best.ckpt"

@@ -19,8 +19,20 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 before_exit: list[Callable[[], None]] = []  # called after an error was shown: a sweep's table (report/sweep.py)
 
 
+# extras of pyproject.toml with Hydra's launchers
+LAUNCHERS = {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+
+
 class UserError(Exception):
     """Something in the user's hands is wrong; its text is shown without a traceback and the exit code is 1."""
+
+
+class Interrupted(BaseException):
+    """A signal ended the run. Like KeyboardInterrupt no Exception: it ends a sweep too, and not one job of it."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number  # of the signal
 
 
 def nearest(word: str, choices: Iterable[object]) -> str:
@@ -62,6 +74,11 @@ def sentences() -> Iterator[None]:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
         yield
+    except Interrupted as error:
+        print(f"\n{error}", file=sys.stderr)
+        for call in before_exit:
+            call()
+        sys.exit(128 + error.number)
     except Exception as error:
         tell(error)
         for call in before_exit:
@@ -89,6 +106,8 @@ def _unknown_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if not group or not error.options:
         return _one_line(error)
+    if group == "hydra/launcher" and (extra := LAUNCHERS.get(choice)):
+        return f'{group}={choice} needs its package: pip install "deepinterest[{extra}]"'
     return (
         f"{group}={choice} is no choice of {group}: one of {', '.join(error.options)}{nearest(choice, error.options)}"
     )

@@ -44,7 +44,7 @@ class SweepTable(Callback):
             return
         error = job_return._return_value
         text = sentence(error)
-        name = f"job {config.hydra.job.num} ({', '.join(config.hydra.overrides.task)})"
+        name = f"job {config.hydra.sweep.subdir} ({', '.join(config.hydra.overrides.task)})"
         log.error("%s failed: %s", name, text or type(error).__name__, exc_info=None if text else error)
         error.told = True
 
@@ -79,7 +79,8 @@ def read_jobs(folder: Path) -> list[tuple[int, str, dict[str, float] | None]]:
     jobs = []
     for job in sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name)):
         overrides = job / ".hydra" / "overrides.yaml"
-        words = " ".join(map(str, OmegaConf.load(overrides))) if overrides.exists() else ""
+        said: Any = OmegaConf.load(overrides) if overrides.exists() else []
+        words = " ".join(str(word) for word in said if not str(word).startswith("resume="))
         metrics = job / "metrics.json"
         found = json.loads(metrics.read_text()) if metrics.exists() else None
         jobs.append((int(job.name), words, found))
