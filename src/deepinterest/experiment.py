@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +18,27 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
-from deepinterest import kernels, models
+from deepinterest import debug, kernels, models
 from deepinterest.config import CalibrationName, ExperimentConfig, KernelName, Task, TrainerConfig
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.layout_export import export
 from deepinterest.data.store import STAGES, Store
 from deepinterest.errors import UserError
 from deepinterest.nn.embedding import Features
+from deepinterest.nn.mlp import Head
 from deepinterest.report import data_card, explain, probing, run_folder
+from deepinterest.resuming import start_of
 from deepinterest.serving import predict, vocabulary
 from deepinterest.serving.checkpoint import read as read_checkpoint
-from deepinterest.training import calibration, loggers, peak
+from deepinterest.training import calibration, loggers, peak, tuning
 from deepinterest.training.callbacks import Curves, Throughput
+from deepinterest.training.checkpoints import Checkpoints, Patience, WholeFiles, state_of, take_best
 from deepinterest.training.memory import keep_freed_memory
 from deepinterest.training.module import LOG_EVERY, ClickModel
 
@@ -68,6 +75,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         seed=config.seed,
         auxiliary=getattr(config.model, "aux_negatives", None),
         cache=config.paths.cache,
+        prefetch=_prefetch(config.trainer),
         quirks=config.quirks,
     )
     with Progress(console=console, transient=True) as bar:
@@ -83,6 +91,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         data_card.show(console, store.card)
         data_card.write(folder, resolved, store, config.protocol.max_history)
         return {f"{name}_rows": float(samples.rows) for name, samples in store.samples.items()}
+    debug.shrink(store, config.debug, config.trainer.batch_size, config.data.seed)
     console.print(run_folder.card_table(store.card))
     if config.task is Task.export_reference:
         export(store, folder / "layout")
@@ -96,30 +105,43 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         console.print(probing.table(found))
         log.info(found["summary"])
         return probing.metrics(found)
+    if config.task is Task.tune:
+        return tuning.run(
+            lambda: _model(config, store, resolved).to(_device(config.trainer)), data, config.tune, folder, console
+        )
     if config.task is Task.explain:
         trained = _load(Path(str(config.checkpoint)), _model(config, store, resolved))
         explained, page = explain.run(trained.to(_device(config.trainer)), data, folder, config.explain, config.seed)
         log.info("%s", "\n".join([*explain.remarks(trained), f"{len(explained)} rows are drawn in {page}."]))
         return {"rows": float(len(explained))}
     model = _model(config, store, resolved)
+    start = start_of(config)
+    identity = None
+    if start is not None:
+        _load(start, model)
+        model.calibration = None  # that was learned after training
+        identity = state_of(start)["logger"]
+        take_best(start, folder)
 
     name = f"{config.model.name} {config.data.name} s{config.seed}"
-    logger = loggers.make_logger(config.logger, folder, Path(config.paths.output), name, resolved, config.model.name)
+    logger = loggers.make_logger(
+        config.logger, folder, Path(config.paths.output), name, resolved, config.model.name, identity
+    )
     if logger:
         logger.log_hyperparams({"data_card": store.card})
     failed = True
     torch.set_flush_denormal(True)  # rows long untouched decay into denormals, which are slow
     try:
         curves, speed = Curves(), Throughput()
-        trainer = _trainer(config, folder, data, logger, [curves, speed])
+        watching = debug.callbacks(config, data, folder, console) if config.task is Task.train else []
+        trainer = _trainer(config, folder, data, logger, [curves, speed, *watching])
         checkpoint = Path(config.checkpoint) if config.checkpoint and config.task is Task.test else folder / "best.ckpt"
         if config.task is Task.train:
             if trainer.is_global_zero:
                 context = config.data.columns.context_features if store.context_sizes else []
                 vocabulary.write(folder, store, model.network.users is not None, context)
-            trainer.fit(model, datamodule=data)
-            if trainer.interrupted:
-                raise UserError(f"Interrupted; the last checkpoint is {folder / 'last.ckpt'}.")
+            with _compiled(model, config.trainer.compile):
+                trainer.fit(model, datamodule=data, ckpt_path=start, weights_only=True)
         best = _load(checkpoint, _model(config, store, resolved))
         trainer.validate(best, datamodule=data, verbose=False)
         if config.task is Task.train and config.calibration is not CalibrationName.none:
@@ -128,7 +150,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         probes = run_folder.probes(store)
         metrics = best.scores | probes
         metrics |= {
-            "seconds": time.perf_counter() - begin,
+            "seconds": time.perf_counter() - begin + speed.before,
             "train/seconds": speed.seconds,
             "samples_per_s": speed.samples_per_second,
             "steps": float(trainer.global_step),
@@ -192,6 +214,32 @@ def _device(config: TrainerConfig) -> torch.device:
     return device
 
 
+def _prefetch(config: TrainerConfig) -> bool:
+    """Whether batches are made ahead. Beside a step on a CPU a batch takes 0.1 ms: there a thread gains nothing."""
+    return _device(config).type == "cuda" if config.prefetch is None else config.prefetch
+
+
+@contextmanager
+def _compiled(model: ClickModel, wanted: bool) -> Iterator[None]:
+    """Train with a compiled head: the one part with a fixed width for which torch has no hand-written kernel here.
+
+    Raises UserError where torch can't compile.
+    """
+    if wanted:
+        head = model.network.head
+        assert isinstance(head, Head)
+        head.compile(dynamic=True)
+    try:
+        yield
+    except Exception as error:
+        if not wanted or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(
+            "trainer.compile=true: torch could not compile the network "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); take trainer.compile=false."
+        ) from error
+
+
 def _calibrate(model: ClickModel, name: CalibrationName, path: Path, write: bool) -> None:
     """Learn a calibration from the rows of the validation just made; it goes into the checkpoint too, by one process.
 
@@ -244,18 +292,16 @@ def _trainer(
     config, monitor = experiment.trainer, "val/published_auc" if experiment.quirks.published_auc else "val/auc"
     callbacks = [
         *callbacks,
-        ModelCheckpoint(
-            dirpath=folder,
-            filename="best",
-            monitor=monitor,
-            mode="max",
-            save_last=True,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
+        Checkpoints(
+            folder,
+            monitor,
+            config.checkpoint_minutes and 60 * config.checkpoint_minutes,
+            f"python run.py resume={shlex.quote(str(folder))}",
+            logger.version if isinstance(logger, WandbLogger) and not getattr(rank_zero_only, "rank", 0) else None,
         ),
     ]
     if config.patience:
-        callbacks.append(EarlyStopping(monitor=monitor, mode="max", patience=config.patience))
+        callbacks.append(Patience(monitor=monitor, mode="max", patience=config.patience))
     progress = config.progress and sys.stderr.isatty()
     if progress:
         callbacks.append(RichProgressBar())
@@ -275,6 +321,7 @@ def _trainer(
         enable_model_summary=False,
         logger=logger or False,
         callbacks=callbacks,
+        plugins=[WholeFiles()],
         default_root_dir=folder,
     )
     data.trainer = trainer

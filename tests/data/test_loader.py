@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from itertools import islice
+
 import numpy as np
 import pytest
+import torch
 
-from deepinterest.config import LeaveLastOutConfig, Quirks, SyntheticConfig
+from deepinterest.config import Exclude, LeaveLastOutConfig, NegativesConfig, Quirks, SyntheticConfig
+from deepinterest.data.batch import Batch
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.loader import PUBLISHED_BUFFER, BatchLoader
 from deepinterest.data.log import Log
+from deepinterest.data.negatives import NegativeSampler
 from deepinterest.data.samples import Samples
 from deepinterest.errors import UserError
 
@@ -115,3 +121,55 @@ def test_what_each_switch_changes(tmp_path_factory: pytest.TempPathFactory) -> N
     assert all(len(b.offsets) == len(b) + 1 for b in batches)  # groups of one
     first, second = ([b.candidates.tolist() for b in ordered.train_dataloader()] for _ in range(2))
     assert first == second
+
+
+def negatives(log: Log) -> NegativeSampler:
+    return NegativeSampler(log, np.ones(len(log), dtype=bool), NegativesConfig(exclude=Exclude.positive))
+
+
+def shuffled(prefetch: bool) -> BatchLoader:
+    log, samples = pairs()
+    options = {"max_history": 5, "seed": 3, "shuffle": True, "auxiliary": negatives(log), "redraw": negatives(log)}
+    return BatchLoader(log, samples, batch_size=4, prefetch=prefetch, **options)  # type: ignore[arg-type]
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True) if a is not None
+    )
+
+
+def test_batches_made_ahead_are_the_same() -> None:
+    plain, ahead = shuffled(False), shuffled(True)
+    for _ in range(3):  # epochs
+        expected = list(plain)
+        got = []
+        for batch in ahead:
+            assert threading.active_count() > 1
+            got.append(batch)
+        assert len(got) == len(expected) == 6
+        assert all(equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize("consumed", range(1, 7))
+def test_state_counts_what_was_handed_out(prefetch: bool, consumed: int) -> None:
+    whole = [*(loader := shuffled(False)), *loader]
+    first, second = shuffled(prefetch), shuffled(prefetch)
+    before = list(islice(first, consumed))
+    threads = threading.active_count()
+    second.load_state_dict(first.state_dict())
+    after = [*second, *second][: len(whole) - consumed]
+    assert threading.active_count() == threads  # none is left behind
+    assert all(equal(a, b) for a, b in zip([*before, *after], whole, strict=True))
+
+
+def test_what_a_batch_made_ahead_raises_is_heard() -> None:
+    loader = shuffled(True)
+
+    def fail(*_: object) -> Batch:
+        raise UserError("No negative was found")
+
+    loader.batch = fail  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="No negative was found"):
+        list(loader)

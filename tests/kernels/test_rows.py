@@ -53,6 +53,15 @@ def test_compiled_steps_are_torchs(form: str, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(state["last_step"], expected_state["last_step"])
 
 
+@pytest.mark.parametrize("row", [-1, 4])
+def test_row_that_the_catalogue_does_not_have(row: int) -> None:
+    items = FeatureEmbedding(torch.tensor([[0, 0], [1, 1], [2, 1], [3, 2]]), [4, 3], 2)
+    with pytest.raises(IndexError, match="the catalogue has the rows 0 to 3"):
+        items(torch.tensor([1, 2, row]))
+    (again,) = items(torch.tensor([1, 2, 3]))  # nothing of it stays behind
+    torch.testing.assert_close(again[:, :2], items.tables[0].weight[1:], rtol=0, atol=0)
+
+
 def test_gather_sums_the_gradients_of_all_parts() -> None:
     torch.manual_seed(1)
     items = FeatureEmbedding(torch.tensor([[0, 0], [1, 1], [2, 1], [3, 2]]), [4, 3], 2)

@@ -30,11 +30,13 @@ class InteractionData(L.LightningDataModule):
         seed: int,
         auxiliary: NegativesConfig | None = None,
         cache: str | None = None,
+        prefetch: bool = False,
         quirks: Quirks | None = None,
     ) -> None:
         super().__init__()
         self.data, self.protocol, self.auxiliary, self.quirks = data, protocol, auxiliary, quirks or Quirks()
         self.batch_size, self.eval_batch_size, self.seed, self.cache = batch_size, eval_batch_size, seed, cache
+        self.prefetch = prefetch  # batches of training
         self._store: Store | None = None
         self._training: BatchLoader | None = None
 
@@ -61,6 +63,7 @@ class InteractionData(L.LightningDataModule):
                 self.batch_size,
                 self.protocol.max_history,
                 shuffle=not self.quirks.length_sorted,
+                prefetch=self.prefetch,
                 redraw=NegativeSampler(log, seen, negatives) if redrawn else None,
                 auxiliary=NegativeSampler(log, seen, self.auxiliary) if self.auxiliary else None,
             )

@@ -6,7 +6,8 @@ a worker process would cost more in transfer than it saves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ class BatchLoader:
 
     `length_sorted` is the published code's order instead (quirk 16): every row a group of its own, in the given order,
     but each run of 20 batches sorted by length of history, longest first; the last batch may be short.
+
+    With `prefetch` a thread makes the next batch while this one is used. The batches are the same, and so is the state:
+    it counts those handed out.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class BatchLoader:
         auxiliary: NegativeSampler | None = None,  # negatives of each history step
         rank: int = 0,
         world: int = 1,
+        prefetch: bool = False,
     ) -> None:
         if length_sorted and world > 1:
             raise UserError(
@@ -57,7 +62,7 @@ class BatchLoader:
         self.log, self.max_history = log, max_history
         self.samples = samples.apart() if length_sorted else samples
         self.seed, self.shuffle, self.redraw, self.auxiliary = seed, shuffle, redraw, auxiliary
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.prefetch = rank, world, prefetch
         self._sorted = self._published_order(batch_size) if length_sorted else None
         groups_per_batch = max(1, round(batch_size * len(samples) / samples.rows))
         mine = len(samples) // world if shuffle else len(range(rank, len(samples), world))
@@ -76,11 +81,16 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self.epoch, self.position
         batches = self._batches(epoch)
-        for number in range(first, len(self)):
+
+        def make(number: int) -> Batch:
+            return self.batch(batches[number], np.random.default_rng([self.seed, 4, epoch, number, self.rank]))
+
+        made = _ahead(make, range(first, len(self))) if self.prefetch else map(make, range(first, len(self)))
+        for number, batch in enumerate(made, first):
             # Before the yield: a consumer may stop at the last batch without asking for more.
             last = number + 1 == len(self)
             self.epoch, self.position = (epoch + 1, 0) if last else (epoch, number + 1)
-            yield self.batch(batches[number], np.random.default_rng([self.seed, 4, epoch, number, self.rank]))
+            yield batch
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         """The groups of each batch of an epoch."""
@@ -140,6 +150,19 @@ class BatchLoader:
             auxiliary_negatives=negatives,
             context=None if context is None else _tensor(context),
         )
+
+
+def _ahead(make: Callable[[int], Batch], numbers: range) -> Iterator[Batch]:
+    """The batches of `numbers`, each made by a thread while the one before is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batch") as thread:
+        waiting = None
+        for number in numbers:
+            following = thread.submit(make, number)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

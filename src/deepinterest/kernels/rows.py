@@ -16,13 +16,19 @@ ONE = np.float32(1)
 
 @compiled
 def distinct(rows, place, found, inverse):
-    """The distinct values of rows (n,) in the order of their first appearance, into found (n,); returns how many.
+    """The distinct values of rows (n,) in the order of their first appearance, into found (n,).
+
+    Returns how many they are, or -1 where a row is none of the I.
 
     place (I,) int32 is -1 everywhere, before and after. inverse (n,) tells where in `found` each row is.
     """
     count = 0
     for i in range(len(rows)):
         row = rows[i]
+        if row < 0 or row >= len(place):
+            for k in range(count):
+                place[found[k]] = -1
+            return -1
         if place[row] < 0:
             place[row] = count
             found[count] = row
@@ -35,7 +41,9 @@ def distinct(rows, place, found, inverse):
 
 @compiled
 def catch_up(table, mean, square, last_step, rows, steps, rules, base, eps, beta1, beta2):
-    """Make the steps up to `steps` that `rows` (n,) have missed; they may repeat. See `DeferredAdam._move`.
+    """Make the steps up to `steps` that `rows` (n,) have missed; they may repeat. See `DeferredAdam._moved`.
+
+    Rows that the table doesn't have are left to the lookup that follows, which refuses them.
 
     rules (s, 2c): weights and nodes of the missed steps' sum, for rows last updated at step base + s.
     """
@@ -43,6 +51,8 @@ def catch_up(table, mean, square, last_step, rows, steps, rules, base, eps, beta
     reach = np.empty(D, np.float32)
     for i in range(len(rows)):
         row = rows[i]
+        if row < 0 or row >= len(table):
+            continue
         since = last_step[row]
         if since >= steps:
             continue

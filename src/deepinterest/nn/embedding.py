@@ -66,6 +66,10 @@ class FeatureEmbedding(nn.Module):
             self.place = np.full(len(self.catalogue), -1, np.int32)
         found, inverse = torch.empty_like(rows), torch.empty_like(rows)
         count = distinct(rows.numpy(), self.place, found.numpy(), inverse.numpy())
+        if count < 0:
+            raise IndexError(
+                f"Rows reach from {rows.min()} to {rows.max()}; the catalogue has the rows 0 to {len(self.place) - 1}."
+            )
         return found[:count], inverse
 
 

@@ -277,6 +277,38 @@ def _path(axes: Axes, states: NDArray[np.floating]) -> None:
     _plain(axes)
 
 
+def tuning(content: dict[str, Any]) -> Figure:
+    """The content of tune.json: loss by learning rate, and samples/s and memory by batch size."""
+    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rate, loss, mean = np.array(content["lr"]["points"]).T
+    left.plot(rate, loss, color=GREY, linewidth=0.8, label="each step")
+    left.plot(rate, mean, color=BLUE, linewidth=2, label="smoothed")
+    left.axvline(content["lr"]["suggested"], color=RED, linewidth=1.2, linestyle="--")
+    low, high = np.nanmin(mean), np.nanmax(mean[: max(10, len(mean) // 3)])
+    left.set(xscale="log", xlabel="learning rate, growing from step to step", ylabel="training loss")
+    left.set_ylim(low - 0.3 * (high - low), high + 0.5 * (high - low))
+    left.set_title(f"lr={content['lr']['suggested']:g} at batch size {content['lr']['batch_size']}")
+    left.legend(frameon=False, fontsize=8)
+    sizes = content["batch_size"]["sizes"]
+    size = [entry["batch_size"] for entry in sizes]
+    right.plot(size, [entry["samples_per_s"] for entry in sizes], color=BLUE, marker="o", linewidth=2)
+    right.axvline(content["batch_size"]["suggested"], color=RED, linewidth=1.2, linestyle="--")
+    right.set_xscale("log", base=2)
+    right.set_xticks(size, [f"{value:,}" for value in size], fontsize=8, rotation=30)
+    most = max(entry["samples_per_s"] for entry in sizes)
+    right.set(xlabel="batch size", ylim=(0, 1.1 * most), title=f"batch size {content['batch_size']['suggested']}")
+    right.set_ylabel("samples/s", color=BLUE)
+    memory = right.twinx()
+    memory.plot(size, [entry["memory_gib"] for entry in sizes], color=GREY, marker=".", linewidth=1.2)
+    memory.set_ylabel("memory, GiB", color="#5a636d")
+    memory.set_ylim(0, 1.3 * max(entry["memory_gib"] for entry in sizes))
+    _plain(left)
+    for axes in (right, memory):
+        axes.spines["top"].set_visible(False)
+    return figure
+
+
 def _single(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()

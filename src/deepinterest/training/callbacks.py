@@ -18,6 +18,12 @@ class Curves(Callback):
     def __init__(self) -> None:
         self.points: dict[str, list[tuple[int, float]]] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {name: [list(point) for point in points] for name, points in self.points.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.points = {name: [(point[0], point[1]) for point in points] for name, points in state_dict.items()}
+
     def _keep(self, trainer: L.Trainer, prefix: str) -> None:
         for name, value in trainer.callback_metrics.items():
             points = self.points.setdefault(name, [])
@@ -34,13 +40,25 @@ class Curves(Callback):
 
 
 class Throughput(Callback):
-    """Rows trained and the seconds of it, validation left out."""
+    """Rows trained and the seconds of it, validation left out.
+
+    A run that goes on counts on; `before` are the seconds that all of it had taken when it was saved.
+    """
 
     def __init__(self) -> None:
         self.rows, self.seconds, self._since = 0, 0.0, 0.0
+        self.before, self._training, self._begin = 0.0, False, time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        seconds = self.seconds + (now - self._since if self._training else 0)
+        return {"rows": self.rows, "seconds": seconds, "before": self.before + now - self._begin}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.seconds, self.before = (state_dict[name] for name in ("rows", "seconds", "before"))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._since = time.perf_counter()
+        self._since, self._training = time.perf_counter(), True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_index: int
@@ -55,14 +73,14 @@ class Throughput(Callback):
             trainer.logger.log_metrics({"train/samples_per_s": self.samples_per_second}, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._since = time.perf_counter()
+        self._since, self._training = time.perf_counter(), trainer.state.fn == TrainerFn.FITTING
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._stop()
 
     def _stop(self) -> None:
         self.seconds += time.perf_counter() - self._since
-        self._since = time.perf_counter()
+        self._since, self._training = time.perf_counter(), False
 
     @property
     def samples_per_second(self) -> float:

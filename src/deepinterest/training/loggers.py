@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -34,10 +35,17 @@ def make_logger(
     run_name: str,
     full_config: dict[str, Any],
     group: str | None = None,
+    identity: str | None = None,
 ) -> Logger | None:
-    """The logger of a run; None for `none`. Weights & Biases writes below `output_dir`, the others into `run_dir`."""
+    """The logger of a run; None for `none`. Weights & Biases writes below `output_dir`, the others into `run_dir`.
+
+    identity: Weights & Biases' id of a run that goes on.
+    """
     if config.name == "csv":
-        logger: Logger = CSVLogger(save_dir=run_dir, name="", version="csv")
+        # Lightning empties a folder that it finds: a run that goes on writes csv_2.
+        names = chain(["csv"], (f"csv_{number}" for number in count(2)))
+        version = next(name for name in names if not (Path(run_dir) / name).exists())
+        logger: Logger = CSVLogger(save_dir=run_dir, name="", version=version)
     elif config.name == "tensorboard":
         try:
             logger = TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard", default_hp_metric=False)
@@ -48,7 +56,7 @@ def make_logger(
     elif config.name == "wandb":
         if getattr(rank_zero_only, "rank", 0):  # only the first process of a run logs; the others hold an empty shell
             return WandbLogger(name=run_name, save_dir=output_dir, offline=True)
-        run = start_wandb(config, Path(output_dir), run_name, full_config, group)
+        run = start_wandb(config, Path(output_dir), run_name, full_config, group, identity)
         return WandbLogger(name=run_name, save_dir=output_dir, experiment=run)
     else:
         return None
@@ -57,7 +65,12 @@ def make_logger(
 
 
 def start_wandb(
-    config: LoggerConfig, folder: Path, run_name: str, full_config: dict[str, Any], group: str | None
+    config: LoggerConfig,
+    folder: Path,
+    run_name: str,
+    full_config: dict[str, Any],
+    group: str | None,
+    identity: str | None = None,
 ) -> wandb.Run:
     """Start a run: online where wanted and possible within `init_timeout`, otherwise offline. Never a prompt."""
     import wandb
@@ -75,6 +88,8 @@ def start_wandb(
             project=config.project,
             name=run_name,
             group=group,
+            id=identity,
+            resume="allow" if identity and mode == "online" else None,
             tags=config.tags or None,
             config=full_config,
             dir=str(folder),

@@ -29,6 +29,7 @@ EARLY_STEPS = 128
 EARLY_EDGES = (0, 4, 10, 24, math.inf)
 LATE_EDGES = (0, math.inf)
 FLUSH_ROWS = 1 << 16  # bounds the temporaries of a flush
+MOST_RULES = 1 << 20  # steps without a flush; bounds the table of rules to 16 MiB
 
 
 def two_point_rule(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +65,7 @@ class MissedSteps:
         beta1, self.beta2 = betas
         self.corrects_eps = corrects_eps
         self.betas = betas
-        self.base = base
+        self.base = self.step = base
         ratio = beta1 / math.sqrt(self.beta2)
         # What a row moves after this many missed steps is below float64 rounding of what it moved before.
         self.width = math.ceil(math.log(1e-17) / math.log(ratio))
@@ -81,6 +82,7 @@ class MissedSteps:
 
     def advance(self, step: int, rate: float) -> None:
         """Add step `step`, taken at `rate` b_step, to the sums of all earlier steps."""
+        self.step = step
         self._moments[..., 1:] = self._moments[..., :-1]
         self._moments[..., 0] = 0
         root = math.sqrt(1 - self.beta2**step) if self.corrects_eps else 1.0
@@ -93,6 +95,23 @@ class MissedSteps:
             self._rules = torch.cat([self._rules, torch.zeros_like(self._rules)])
         latest = torch.from_numpy(np.ascontiguousarray(rules[:, ::-1].T, dtype=np.float32))
         self._rules[stop - count : stop] = latest.to(self._rules.device)
+
+    def ends(self, step: int) -> bool:
+        """Whether it is time to begin anew: once because from here on the rules are shorter, later to bound them."""
+        return self.base < EARLY_STEPS <= step or step - self.base >= MOST_RULES
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, for `load_state_dict` of an object with the same settings."""
+        rules = self._rules[: self.step - self.base].cpu().clone()
+        return {"base": self.base, "step": self.step, "moments": torch.from_numpy(self._moments.copy()), "rules": rules}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave; `base` has to be the same."""
+        self.step = state["step"]
+        self._moments = state["moments"].numpy().copy()
+        rules = state["rules"]
+        self._rules = torch.zeros(1 << max(10, (len(rules) - 1).bit_length()), rules.shape[1])
+        self._rules[: len(rules)] = rules
 
     def all_rules(self) -> Tensor:
         """The rules of rows last updated at step base + i, for each i: (i, 2 * columns)."""
@@ -147,6 +166,9 @@ class DeferredAdam(torch.optim.Adam):
             self._start(table, found[0])
 
         # Closures rather than bound methods: a deep copy of the module must not copy the optimizer.
+        def save(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+            state[f"{prefix}weight"] = self.current(table)
+
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             rows = args[0] if args else kwargs["input"]
             with torch.inference_mode(False), torch.no_grad():
@@ -157,10 +179,21 @@ class DeferredAdam(torch.optim.Adam):
 
         self._handles += [
             embedding.register_forward_pre_hook(read, with_kwargs=True),
-            embedding.register_state_dict_pre_hook(flush),
+            embedding.register_state_dict_post_hook(save),
             # Otherwise the movement put off for the old weights would be added to the loaded ones.
             embedding.register_load_state_dict_pre_hook(flush),
         ]
+
+    def current(self, table: Tensor) -> Tensor:
+        """`table` with every row up to date; a copy where rows are behind, so that training isn't changed by a look."""
+        state, steps = self._state(table), self.param_groups[self._groups[table]]["steps"]
+        stale = (state["last_step"] < steps).nonzero().flatten()
+        if len(stale) == 0:
+            return table.detach()
+        result = table.detach().clone()
+        for rows in stale.split(FLUSH_ROWS):
+            result.index_copy_(0, rows, self._moved(table, rows)[0])
+        return result
 
     def release(self) -> None:
         """Bring all rows up to date and take the hooks off, so that another optimizer can take over."""
@@ -181,7 +214,7 @@ class DeferredAdam(torch.optim.Adam):
                         move(table, rows)
             for index, missed in self._missed.items():
                 if missed.base < self.param_groups[index]["steps"]:
-                    self._restart(index)
+                    self._restart(index, self.param_groups[index]["steps"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -191,8 +224,8 @@ class DeferredAdam(torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure()
         gradients = self._take_gradients()
-        if any(m.base < EARLY_STEPS <= self.param_groups[i]["steps"] for i, m in self._missed.items()):
-            self.flush()  # once: from here on the rules are shorter
+        if any(m.ends(self.param_groups[i]["steps"]) for i, m in self._missed.items()):
+            self.flush()
         for table, gradient in gradients.items():
             # The hook has done this, unless the gradient is older than the last step.
             self._catch_up(table, gradient._indices()[0])
@@ -222,22 +255,37 @@ class DeferredAdam(torch.optim.Adam):
         return math.sqrt(1 - group["betas"][1] ** group["steps"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The state with every row up to date."""
-        self.flush()
-        return super().state_dict()
+        """All that `load_state_dict` needs to go on to the same bits, as if nothing had been saved.
+
+        Rows stay as far behind as they are: a flush here would round what comes after in another way. So the tables
+        themselves are part of the state; a module's `state_dict` has them up to date.
+        """
+        packed = super().state_dict()
+        states = dict(packed["state"])
+        for index, table in enumerate(self._parameters()):
+            if table in self._groups:
+                states[index] = {**states[index], "table": table.detach()}
+        missed = {index: missed.state_dict() for index, missed in self._missed.items()}
+        return {**packed, "state": states, "missed": missed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; the weights have to come from the same moment."""
+        """Restore what `state_dict` gave, the watched tables as well."""
         super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group.setdefault("steps", 0)
-        for table, index in self._groups.items():
-            group = self.param_groups[index]
-            # A saved state is flushed, so every row is at the current step. torch has made these floats meanwhile.
-            last_step = torch.full((len(table),), group["steps"], dtype=torch.int64, device=table.device)
-            self.state[table]["last_step"] = last_step
+        for index, table in enumerate(self._parameters()):
+            if table in self._groups:
+                with torch.no_grad():
+                    table.copy_(self.state[table].pop("table"))
+                # torch has made floats of these.
+                last_step = state_dict["state"][index]["last_step"]
+                self.state[table]["last_step"] = last_step.to(table.device, torch.int64, copy=True)
         for index in self._missed:
-            self._restart(index)
+            state = state_dict["missed"][index]
+            self._restart(index, state["base"])
+            self._missed[index].load_state_dict(state)
+
+    def _parameters(self) -> list[Tensor]:
+        """All parameters, in the order in which a state numbers them."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _start(self, table: Tensor, index: int) -> None:
         """Begin to keep the state of `table`, which is in parameter group `index`."""
@@ -255,12 +303,11 @@ class DeferredAdam(torch.optim.Adam):
             "last_step": torch.full((len(table),), group["steps"], dtype=torch.int64, device=table.device),
         }
         if index not in self._missed:
-            self._restart(index)
+            self._restart(index, group["steps"])
 
-    def _restart(self, index: int) -> None:
-        """Forget the steps so far; right when no row of the group has missed any."""
-        group = self.param_groups[index]
-        self._missed[index] = MissedSteps(tuple(group["betas"]), group["steps"], self.form == "torch")
+    def _restart(self, index: int, base: int) -> None:
+        """Forget the steps up to `base`; right when no row of the group has missed any of them."""
+        self._missed[index] = MissedSteps(tuple(self.param_groups[index]["betas"]), base, self.form == "torch")
 
     def _state(self, table: Tensor) -> dict[str, Tensor]:
         """The state of `table`, on its device: a trainer may have moved one and not the other."""
@@ -272,7 +319,7 @@ class DeferredAdam(torch.optim.Adam):
     def _take_gradients(self) -> dict[Tensor, Tensor]:
         """The sparse gradients, taken off their tables, so that Adam will skip these."""
         gradients = {}
-        for table in (p for group in self.param_groups for p in group["params"]):
+        for table in self._parameters():
             if table.grad is None:
                 continue
             if table.grad.is_sparse != (table in self._groups):
@@ -317,6 +364,15 @@ class DeferredAdam(torch.optim.Adam):
 
     def _move(self, table: Tensor, rows: Tensor) -> None:
         """Make the steps that `rows` (n,), distinct and stale, of `table` have missed."""
+        state, steps = self._state(table), self.param_groups[self._groups[table]]["steps"]
+        moved, mean, square = self._moved(table, rows)
+        table.index_copy_(0, rows, moved)
+        state["exp_avg"].index_copy_(0, rows, mean)
+        state["exp_avg_sq"].index_copy_(0, rows, square)
+        state["last_step"].index_fill_(0, rows, steps)
+
+    def _moved(self, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`rows` (n,), distinct and stale, of `table` and its two moments as they are after the steps they missed."""
         state, index = self._state(table), self._groups[table]
         group, missed = self.param_groups[index], self._missed[index]
         beta1, beta2 = missed.betas
@@ -329,12 +385,10 @@ class DeferredAdam(torch.optim.Adam):
         reach = weights[:, :1] / (root + nodes[:, :1])
         for column in range(1, missed.columns):
             reach += weights[:, column, None] / (root + nodes[:, column, None])
-        table.index_add_(0, rows, reach.mul_(mean), alpha=-1)
+        moved = table.detach()[rows].addcmul_(reach, mean, value=-1)
         # exp of a product, because beta2 rounded to float32 would be off by 6e-8 in each of the steps.
         gap = (group["steps"] - since).to(root.dtype)[:, None]
-        state["exp_avg"].index_copy_(0, rows, mean.mul_(torch.exp(gap * math.log(beta1))))
-        state["exp_avg_sq"].index_copy_(0, rows, square.mul_(torch.exp(gap * math.log(beta2))))
-        state["last_step"].index_fill_(0, rows, group["steps"])
+        return moved, mean.mul_(torch.exp(gap * math.log(beta1))), square.mul_(torch.exp(gap * math.log(beta2)))
 
     def _update(self, table: Tensor, gradient: Tensor, rate: float) -> None:
         """Adam's step for the rows of a sparse gradient (I, dim)."""

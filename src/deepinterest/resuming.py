@@ -1,0 +1,75 @@
+"""Going on with a run: from which file, and with which settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from deepinterest.config import ExperimentConfig, Task
+from deepinterest.errors import UserError
+from deepinterest.serving.checkpoint import read
+from deepinterest.training.checkpoints import state_of
+
+# What a run may be given anew when it goes on: how long and where it runs, and what is told of it.
+FREE = (
+    "task", "resume", "checkpoint", "output", "paths", "logger", "sweep", "calibration", "evaluation",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.patience", "trainer.threads", "trainer.progress",
+    "trainer.prefetch", "trainer.checkpoint_minutes", "debug.checks",
+)  # fmt: skip
+
+
+def start_of(config: ExperimentConfig) -> Path | None:
+    """The checkpoint that training goes on from; None where it begins. Raises UserError where there is none."""
+    if config.task is not Task.train:
+        return None
+    if config.resume is None:
+        return Path(config.checkpoint) if config.checkpoint else None
+    folder = Path(config.resume)
+    if not folder.is_dir():
+        raise UserError(f"resume={config.resume} is not a folder: name that of the run, such as outputs/runs/...")
+    if not (folder / "last.ckpt").is_file():
+        raise UserError(
+            f"resume={config.resume} holds no last.ckpt, so that run saved nothing to go on from: start it again with "
+            "its own command"
+        )
+    return folder / "last.ckpt"
+
+
+def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> dict[str, Any]:
+    """Plain settings of a run that goes on: those of its checkpoint, but for what may change.
+
+    Args:
+        settings: the composed config.
+        overrides: the command line's, such as "trainer.max_epochs=4".
+    Raises: UserError where the command line names a setting of another value that may not change.
+    """
+    trained = read(start).settings
+    if trained is None:
+        raise UserError(f"{start} doesn't say with which settings it was trained: start the run again")
+    if trained.get("task") != "train":
+        raise UserError(f"{start} is no checkpoint of a training run")
+    state_of(start)  # says so where there is nothing to go on from
+    now, then = OmegaConf.create(settings), OmegaConf.create(trained)
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key.startswith("hydra") or "@" in key or OmegaConf.select(now, key) is None:
+            continue
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE):
+            before, wanted = OmegaConf.select(then, key), OmegaConf.select(now, key)
+            if before != wanted:
+                raise UserError(
+                    f"{override} is not what {start} was trained with"
+                    + ("" if OmegaConf.is_config(before) else f" ({key}={before})")
+                    + ": a run goes on with its own settings. Leave it out, or start a new run"
+                )
+        else:
+            OmegaConf.update(then, key, OmegaConf.select(now, key), merge=False, force_add=True)
+    plain = OmegaConf.to_container(then)
+    assert isinstance(plain, dict)
+    paths = {**settings["paths"], **{key: value for key, value in plain["paths"].items() if key != "run"}}
+    if settings["resume"] is not None:
+        paths["run"] = str(Path(settings["resume"]).resolve())
+    own = {key: settings[key] for key in ("task", "resume", "checkpoint")}
+    return {**settings, **{str(key): value for key, value in plain.items()}, **own, "paths": paths}
