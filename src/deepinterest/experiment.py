@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,9 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         identity = state_of(start)["logger"]
         take_best(start, folder)
 
-    name = f"{config.model.name} {config.data.name} s{config.seed}"
-    logger = loggers.make_logger(
-        config.logger, folder, Path(config.paths.output), name, resolved, config.model.name, identity
-    )
+    name, group = loggers.run_name(config), loggers.group_of(config)
+    tagged = replace(config.logger, tags=loggers.tags_of(config))
+    logger = loggers.make_logger(tagged, folder, Path(config.paths.output), name, resolved, group, identity)
     if logger:
         logger.log_hyperparams({"data_card": store.card})
     failed = True

@@ -117,7 +117,7 @@ def explained(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> C
 
     def go(model: str, *more: str) -> Path:
         if model not in trained:
-            trained[model] = tmp_path_factory.mktemp(model)
+            trained[model] = tmp_path_factory.mktemp(f"trained-{model}")
             run(*settings(model, trained[model], f"paths.cache={trained[model].parent / 'cache'}"))
         folder = tmp_path_factory.mktemp("explained")
         cache = f"paths.cache={folder.parent / 'cache'}"
@@ -151,7 +151,7 @@ def test_what_is_drawn_is_what_was_predicted(
     monkeypatch.setattr(explain, "draw", lambda found, events: drawn.append(found) or draw(found, events))
     folder = explained("dien", "explain.count=3", "seed=4")
     assert len(list(folder.glob("*.png"))) == len(drawn) == 3
-    checkpoint = next(folder.parents[1].glob("dien*")) / "run"
+    checkpoint = next(folder.parents[1].glob("trained-dien*")) / "run"
     predictions = pl.read_parquet(checkpoint / "predictions.parquet")
     for found in drawn:
         row = predictions.row(found.row, named=True)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra.types import RunMode
 from matplotlib.figure import Figure
 
+from conftest import Settings
 from deepinterest.config import LoggerConfig, LoggerMode
 from deepinterest.errors import UserError
 from deepinterest.training import loggers
@@ -138,3 +143,61 @@ def test_none(tmp_path: Path) -> None:
     assert make(LoggerConfig(name="none"), tmp_path) is None
     loggers.log_images(None, {"roc": figure()})
     loggers.finish(None, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ((), "dien synthetic s1"),
+        (("optimizer.lr=0.001", "seed=2", "model=dien", "data=synthetic"), "dien synthetic lr=0.001 s2"),
+        (("+model.hidden=8", "protocol=temporal"), "dien synthetic hidden=8 protocol=temporal s1"),
+        (("trainer=cpu", "trainer.threads=1", "trainer.batch_size=64"), "dien synthetic batch_size=64 s1"),
+        (("data.path=/a/b.csv", "paths.output=x", "sweep.jobs=2", "debug=fast"), "dien synthetic debug=fast s1"),
+        ((f"x={'y' * 200}",), f"dien synthetic x={'y' * 82}… s1"),
+    ],
+)
+def test_names_say_what_was_set(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], name: str
+) -> None:
+    config, _ = settings("dien", tmp_path, *(word for word in words if word.startswith("seed")))
+    monkeypatch.setattr(loggers, "HydraConfig", hydra_of(RunMode.RUN, words))
+    assert loggers.run_name(config) == name
+    assert loggers.group_of(config) == "dien"
+
+
+def hydra_of(mode: RunMode, words: tuple[str, ...]) -> Any:
+    """What HydraConfig says within a run."""
+    overrides, sweep = SimpleNamespace(task=list(words)), SimpleNamespace(dir="outputs/sweeps/2026-01-02_03-04-05")
+    config = SimpleNamespace(mode=mode, overrides=overrides, sweep=sweep)
+    return SimpleNamespace(initialized=lambda: True, get=lambda: config)
+
+
+def test_without_a_command_line_there_is_a_name(settings: Settings, tmp_path: Path) -> None:
+    config, _ = settings("din", tmp_path, "logger.tags=[mine,din]")
+    assert (loggers.run_name(config), loggers.group_of(config)) == ("din synthetic s1", "din")
+    assert loggers.tags_of(config) == ["din", "synthetic", "leave_last_out", "mine"]
+
+
+def test_a_sweep_is_a_group_of_named_and_tagged_runs(tmp_path: Path, small: Callable[..., list[str]]) -> None:
+    """Two real jobs, read back as wandb's own viewer reads them."""
+    words = [word for word in small("dnn", "optimizer.lr=0.01,0.02", "seed=3") if word != "logger=none"]
+    command = [sys.executable, str(Path(__file__).parents[2] / "run.py"), "-m", *words, "logger=wandb"]
+    more = ["logger.tags=[mine]", f"paths.output={tmp_path}", f"paths.cache={tmp_path / 'cache'}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    answer = subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert answer.returncode == 0, answer.stderr
+    (sweep,) = (tmp_path / "sweeps").iterdir()
+    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    texts = [json.dumps(leet(folder)) for folder in folders]
+    assert len(texts) == 2
+    for lr in ("0.01", "0.02"):
+        (text,) = (text for text in texts if f'"dnn synthetic lr={lr} s3"' in text)
+        assert f'"{sweep.name}"' in text
+        assert all(f'"{tag}"' in text for tag in ("dnn", "synthetic", "leave_last_out", "mine"))
+        job = next(path.parent for path in sweep.glob("*/config.yaml") if f"lr: {lr}" in path.read_text())
+        metrics = json.loads((job / "metrics.json").read_text())
+        summary: dict[str, Any] = {}
+        for record in leet(folders[texts.index(text)]):
+            summary |= record.get("summary", {}).get("update", {})
+        for name in ("val/auc", "test/auc"):  # of the best checkpoint
+            assert summary[name] == pytest.approx(metrics[name], abs=1e-6)

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 
-from deepinterest.config import LoggerConfig, LoggerMode
+from deepinterest.config import ExperimentConfig, LoggerConfig, LoggerMode
 from deepinterest.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +29,44 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PROBE_SECONDS = 3.0  # to reach the server at all
+# Settings that tell nothing of what a run is: not in its name. The first three are there in other words.
+UNNAMED = ("model", "data", "seed", "task", "checkpoint", "resume", "output", "experiment", "trainer")
+UNNAMED_GROUPS = ("logger", "paths", "sweep", "hydra", "tune", "explain")
+UNNAMED_OF_TRAINER = ("threads", "progress", "kernel", "devices", "prefetch", "compile", "accelerator")
+LONGEST_NAME = 100  # characters
+
+
+def run_name(config: ExperimentConfig) -> str:
+    """Such as `dien completejourney lr=0.001 s2`: what the command line set, without what says where and how it ran.
+
+    In a sweep only what differs between its jobs.
+    """
+    words = [config.model.name, config.data.name]
+    given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if given and HydraConfig.get().mode == RunMode.MULTIRUN:
+        whole = Path(HydraConfig.get().sweep.dir) / "multirun.yaml"  # the sweep's command
+        common = set(OmegaConf.load(whole).hydra.overrides.task) if whole.is_file() else set()
+        given = [override for override in given if override not in common]
+    for override in given:
+        key, _, value = override.lstrip("+~").partition("=")
+        first, _, rest = key.partition(".")
+        hidden = key in UNNAMED or first in UNNAMED_GROUPS or (first == "trainer" and rest in UNNAMED_OF_TRAINER)
+        if not hidden and "/" not in value:  # paths are long, and of one machine
+            words.append(f"{key.rpartition('.')[2]}={value}")
+    name, seed = " ".join(words), f" s{config.seed}"
+    return (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…") + seed
+
+
+def group_of(config: ExperimentConfig) -> str:
+    """What a run is grouped by: its sweep, so that a sweep's runs stand together; its model outside of one."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().sweep.dir).name
+    return str(config.model.name)
+
+
+def tags_of(config: ExperimentConfig) -> list[str]:
+    """What runs are filtered by: model, data and protocol, then `logger.tags`; each once."""
+    return list(dict.fromkeys([config.model.name, config.data.name, config.protocol.name, *config.logger.tags]))
 
 
 def make_logger(

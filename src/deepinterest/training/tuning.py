@@ -2,7 +2,7 @@
 
 The range test (Smith, 2017, arXiv:1506.01186) trains a fresh network while the rate grows from step to step. A tenth of
 the rate at which the loss is lowest is a good one to start a search from; it is no substitute for a sweep. (Where the
-loss falls fastest is not: on these data that is where the first steps learn the mean, at 5e-5, and 2e-3 is better.)
+loss falls fastest, as often recommended, was 6e-5 for DNN and DIEN on completejourney: far below the default of 2e-3.)
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def suggested_rate(rates: np.ndarray, losses: np.ndarray) -> float:
     means = means[np.isfinite(means)]
     if not len(means) or not means.min() < (1 - LEAST_FALL) * means[0]:
         raise UserError(
-            f"The training loss falls at no rate between {rates[0]:.1e} and {rates[-1]:.1e}: give tune.lr_low a smaller "
-            "number or tune.lr_steps a larger one, and see what debug=overfit says."
+            f"The training loss falls at no rate between {rates[0]:.1e} and {rates[-1]:.1e}: give tune.lr_low a "
+            "smaller number or tune.lr_steps a larger one, and see what debug=overfit says."
         )
     lowest = int(np.argmin(means))
     if lowest == len(losses) - EARLY - 1:
