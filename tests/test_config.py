@@ -218,7 +218,7 @@ def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
 def test_help_is_quick_and_lists_all_choices(tmp_path: Path) -> None:
     result, seconds = call(tmp_path, "--help")
     assert result.returncode == 0
-    assert seconds < 2.5  # 0.8 on a quiet machine
+    assert seconds < 6  # 1.5 on a quiet machine; Hydra copies every schema for every group that it lists
     assert "schema" not in result.stdout.split("Settings:")[0]
     for group, name in GROUP_FILES:
         line = next(line for line in result.stdout.splitlines() if line.strip().startswith(f"{group} "))
