@@ -216,7 +216,9 @@ def _device(config: TrainerConfig) -> torch.device:
 
 def _prefetch(config: TrainerConfig) -> bool:
     """Whether batches are made ahead. Beside a step on a CPU a batch takes 0.1 ms: there a thread gains nothing."""
-    return _device(config).type == "cuda" if config.prefetch is None else config.prefetch
+    if config.prefetch is not None:
+        return config.prefetch
+    return torch.cuda.is_available() and config.accelerator != "cpu"
 
 
 @contextmanager
@@ -264,7 +266,7 @@ def _calibrate(model: ClickModel, name: CalibrationName, path: Path, write: bool
             ) from error
 
 
-def _model(config: ExperimentConfig, store: Store, settings: dict[str, Any]) -> ClickModel:
+def _model(config: ExperimentConfig, store: Store, settings: dict[str, Any] | None = None) -> ClickModel:
     features = Features(
         catalogue=torch.from_numpy(np.array(store.catalogue)),
         sizes=store.sizes,
