@@ -251,6 +251,7 @@ def test_gpu_command_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     ("arguments", "sentence"),
     [
         (("training", "--kernel", "cppu"), "--kernel cppu is not possible: one of auto, .*; did you mean cpu?"),
+        (("training", "--kernel", "gpu"), "--kernel gpu does not run with --device cpu"),
         (("training", "--lengths", "0"), "--lengths 0 is not possible"),
         (("training", "--scoring", "--parts"), "--scoring goes with neither"),
         pytest.param(
