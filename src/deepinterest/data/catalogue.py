@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from deepinterest.config import DataConfig, LastEventConfig, ProtocolConfig
-from deepinterest.data.events import Events, PublishedRows
+from deepinterest.data.events import Events, PublishedRows, plain
 from deepinterest.data.labelled import Labelled, occurrences
 from deepinterest.data.log import Log
 from deepinterest.data.vocabulary import Buckets, Vocabulary
@@ -57,7 +57,7 @@ def raw(
     per_user = pl.DataFrame({"user": users})
     if events.user_features:
         known = events.frame.group_by("user").agg(pl.col(name).first() for name in events.user_features)
-        per_user = per_user.join(known, on="user", how="left", maintain_order="left")
+        per_user = per_user.join(known.select(map(plain, known)), on="user", how="left", maintain_order="left")
     return _per_item(events, items, rows), per_user
 
 
@@ -112,6 +112,7 @@ def _per_item(events: Events, items: pl.Series, rows: PublishedRows | None) -> p
     if rows and rows.items is not None:  # a negative may have no event
         known = pl.concat([known, rows.items.select(columns)])
     known = known.group_by("item").agg(pl.col(name).first() for name in events.item_features)
+    known = known.select(map(plain, known))
     return pl.DataFrame({"item": items}).join(known, on="item", how="left", maintain_order="left")
 
 

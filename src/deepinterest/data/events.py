@@ -24,6 +24,11 @@ def refuse_nulls(values: pl.Series, where: str, called: str) -> None:
         )
 
 
+def plain(values: pl.Series) -> pl.Series:
+    """Strings in place of a Categorical; others as they are."""
+    return values.cast(pl.String) if isinstance(values.dtype, pl.Categorical) else values
+
+
 @dataclass
 class PublishedRows:
     """Labelled rows and vocabularies that a source's files fix; protocol=last_event takes them as they are.
@@ -45,10 +50,10 @@ class PublishedRows:
 class Events:
     """One row per event, sorted by user and time.
 
-    `frame` has the columns user, item (integers or strings), timestamp (Int64, milliseconds since 1970 UTC) and then
-    `item_features`, `user_features` and `context_features`, whose nulls mean: not known. An item's feature has one
-    value per item, a user's one per user, and context belongs to the event. A feature of floats is a quantity, which is
-    cut into buckets later (data/vocabulary.py); any other is a category.
+    `frame` has the columns user, item (integers, strings or Categorical), timestamp (Int64, milliseconds since 1970
+    UTC) and then `item_features`, `user_features` and `context_features`, whose nulls mean: not known. An item's
+    feature has one value per item, a user's one per user, and context belongs to the event. A feature of floats is a
+    quantity, which is cut into buckets later (data/vocabulary.py); any other is a category.
     Events that are impressions end with a column `label` (UInt8): 1 for a touch, 0 for an item shown in vain.
     `dropped` counts the rows a source left out, by reason; `notes` counts other repairs.
     `rows` are labelled rows about these events, of a source that brings its own.
@@ -129,11 +134,14 @@ class Events:
         if limit_users is not None:
             frame = _sample_users(frame, limit_users, seed)
         if ties is Ties.file:
-            frame = frame.sort("user", "timestamp", "__row")
+            frame = frame.sort("user", "timestamp", "__row").select(columns)
         else:
-            frame = _shuffle_ties(frame, seed, list(context_features))
+            order = _shuffled_ties(frame, seed, list(context_features))
+            unsorted = frame.select(columns).get_columns()
+            del frame
+            frame = pl.DataFrame([unsorted.pop(0).gather(order) for _ in columns])  # so one at a time is there twice
         return cls(
-            frame.select(columns),
+            frame,
             list(item_features),
             name,
             {k: n for k, n in (dropped or {}).items() if n},
@@ -226,8 +234,8 @@ def _sample_users(frame: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
     return frame.join(users[np.sort(rows)].to_frame(), on="user", how="semi")
 
 
-def _shuffle_ties(frame: pl.DataFrame, seed: int, context: list[str]) -> pl.DataFrame:
-    """Sort by user and time; events of one user at one time get a random order.
+def _shuffled_ties(frame: pl.DataFrame, seed: int, context: list[str]) -> np.ndarray:
+    """(E,) uint32 rows by user and time; events of one user at one time get a random order.
 
     A file's own order within a basket can give the answer away (by product id, by price, target last), and the order
     of items would do the same. The canonical sort first makes the random keys independent of the file's order.
@@ -242,6 +250,7 @@ def _shuffle_ties(frame: pl.DataFrame, seed: int, context: list[str]) -> pl.Data
     rows = pl.DataFrame({"__key": key[tied], "__row": order[tied]}).with_columns(
         frame[name].gather(order[tied]) for name in distinct
     )
+    del key, same
     rows = rows.sort("__key", *distinct)
     order[tied] = rows["__row"].to_numpy()
     rng = np.random.default_rng([seed, 1])
@@ -254,23 +263,35 @@ def _shuffle_ties(frame: pl.DataFrame, seed: int, context: list[str]) -> pl.Data
         keys = rng.random(frame.height)
     rows = rows.with_columns(pl.Series("__random", keys[tied])).sort("__key", "__random")
     order[tied] = rows["__row"].to_numpy()
-    return pl.DataFrame([column.gather(order) for column in frame.get_columns()])
+    return order
 
 
 def _user_and_time(frame: pl.DataFrame) -> np.ndarray:
     """(E,) int64 that sort as (user, timestamp) do, and are equal where both are."""
     user, time = frame["user"], frame["timestamp"]
+    if isinstance(user.dtype, pl.Categorical):
+        user = _ranks(user)
     if not user.dtype.is_integer() or _span(user) * _span(time) >= 2**63:
         user = user.rank("dense").cast(pl.Int64)
     if _span(user) * _span(time) >= 2**63:
         time = time.rank("dense").cast(pl.Int64)
     if _span(user) * _span(time) >= 2**63:
         return frame.select(pl.struct("user", "timestamp").rank("dense").cast(pl.Int64)).to_series().to_numpy()
-    key = user.cast(pl.Int64).to_numpy() - user.min()
+    key, moment = user.to_numpy().astype(np.int64), time.to_numpy()
+    key -= key.min()
     key *= _span(time)
-    key += time.to_numpy()
-    key -= time.min()
+    key += moment
+    key -= moment.min()
     return key
+
+
+def _ranks(values: pl.Series) -> pl.Series:
+    """UInt32 that sort as the texts of a Categorical do; the texts themselves are sorted once each."""
+    known = values.unique()
+    codes, ascending = known.to_physical().to_numpy(), known.cast(pl.String).arg_sort().to_numpy()
+    rank = np.empty(int(codes.max()) + 1, np.uint32)
+    rank[codes[ascending]] = np.arange(len(codes), dtype=np.uint32)
+    return pl.Series(rank[values.to_physical().to_numpy()])
 
 
 def _span(values: pl.Series) -> int:

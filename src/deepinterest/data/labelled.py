@@ -167,7 +167,7 @@ def occurrences(log: Log, samples: list[Samples]) -> tuple[np.ndarray, np.ndarra
         rows = np.diff(one.candidate_offsets)
         start = log.user_offsets[one.user]
         events, offsets = ranges(start, one.history_end - start)
-        weight = np.repeat(rows, np.diff(offsets))
+        weight = np.repeat(rows.astype(np.float64), np.diff(offsets))
         items += np.bincount(one.candidates, minlength=log.items)
         items += np.bincount(log.item[events], weight, minlength=log.items).astype(np.int64)
         users += np.bincount(one.user, rows, minlength=len(users)).astype(np.int64)

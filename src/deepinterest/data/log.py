@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from deepinterest.data.events import LABEL, Events
+from deepinterest.data.events import LABEL, Events, plain
 
 
 @dataclass
@@ -42,16 +42,13 @@ class Log:
             touches = np.concatenate([[0], np.cumsum(frame[LABEL].to_numpy(), dtype=np.int64)])
             lengths = np.diff(touches[np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])])
             frame = frame.filter(pl.col(LABEL) == 1)
-        row = frame.select("item").join(
-            pl.DataFrame({"item": items}).with_row_index("row", offset=1), on="item", how="left", maintain_order="left"
-        )["row"]
         log = cls(
-            item=row.cast(pl.Int32).to_numpy(),
+            item=_rows(frame["item"], items),
             time=frame["timestamp"].to_numpy(),
             user_offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
             items=len(items) + 1,
         )
-        return log, items, users.struct.field("value")
+        return log, plain(items), plain(users.struct.field("value"))
 
     def __len__(self) -> int:
         return len(self.item)
@@ -75,3 +72,15 @@ class Log:
     def position(self) -> np.ndarray:
         """(E,) int64: how many events of the user came before."""
         return np.arange(len(self)) - self.user_offsets[self.user]
+
+
+def _rows(values: pl.Series, items: pl.Series) -> np.ndarray:
+    """(n,) int32: the place of each value among `items`, from 1; all are there."""
+    if isinstance(items.dtype, pl.Categorical):
+        codes = items.to_physical().to_numpy()
+        row = np.zeros(int(codes.max()) + 1, np.int32)
+        row[codes] = np.arange(1, len(codes) + 1, dtype=np.int32)
+        return row[values.to_physical().to_numpy()]
+    known = pl.DataFrame({"item": items}).with_row_index("row", offset=1)
+    found = pl.DataFrame({"item": values}).join(known, on="item", how="left", maintain_order="left")["row"]
+    return found.cast(pl.Int32).to_numpy()

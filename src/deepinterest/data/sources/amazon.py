@@ -13,8 +13,10 @@ Which one a file is, its first records tell. The 5-core files are called X_5. Te
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,10 @@ SITE_2023 = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/raw"
 YEARS = (2014, 2018, 2023)
 NEEDS = "data=amazon needs data.reviews=PATH and, for categories, data.metadata=PATH; or data.category=Books"
 ONLY_2014, ONLY_2018 = {"helpful"}, {"verified", "vote", "style", "image"}  # fields of reviews
+MIX = 0x5851F42D4C957F2D  # any large odd number
 MAX_MS = 253_402_300_800_000  # the year 10000
+WHOLE = pl.col("time").str.strip_chars().cast(pl.Int64, strict=False)
+DECIMAL = pl.col("time").str.strip_chars().cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)  # 1.4e9
 UNITS = ((1e11, "s", 1e3), (1e14, "ms", 1.0), (1e17, "us", 1e-3), (math.inf, "ns", 1e-6))  # below; milliseconds in one
 
 
@@ -58,29 +63,20 @@ def load(config: AmazonConfig) -> Events:
     if metadata is not None:  # before the long work: what is wrong is told at once
         described = _metadata_format(metadata, json_lines.sample(metadata), config.item_category)
 
-    frame = pl.concat(json_lines.read(reviews, reviewed.fields))
-    time = _milliseconds(frame, reviews, reviewed.fields["time"].key)
-    frame = frame.select("user", "item", time)
-    rows = frame.height
-    frame = _without_repeats(frame)
-    dropped = {"repeat of a review": rows - frame.height}
+    dropped: dict[str, int] = {}
+    notes: dict[str, int] = {}
     found = f"amazon {reviewed.year}, {reviews.name}"
-    if metadata is None or described is None:
-        return Events.build(frame, [], found, dropped, config.seed, config.limit_users, config.ties)
-
-    items = frame["item"].unique()
-    category = _categories(metadata, described, items)
-    notes = {
-        "items without metadata": len(items) - category.height,
-        "items of which metadata name no category": category["category"].null_count(),
-    }
-    if category.is_empty():
-        raise UserError(
-            f"{metadata} describes none of the {len(items):,} items of {reviews}: are they of one category and year?"
-        )
-    frame = frame.join(category, on="item", how="left", maintain_order="left")
-    found += f" with {described.year} metadata, category: {config.item_category.value}"
-    events = Events.build(frame, ["category"], found, dropped, config.seed, config.limit_users, config.ties)
+    if described is not None:
+        found += f" with {described.year} metadata, category: {config.item_category.value}"
+    events = Events.build(
+        _table(reviews, reviewed, metadata, described, dropped, notes),  # held by nobody else, so that it can go
+        ["category"] if described else [],
+        found,
+        dropped,
+        config.seed,
+        config.limit_users,
+        config.ties,
+    )
     events.notes.update({note: count for note, count in notes.items() if count})
     return events
 
@@ -211,31 +207,123 @@ def _some(keys: set[str]) -> str:
 # -------------------------------------------------------------------------------------------------------------- values
 
 
-def _milliseconds(frame: pl.DataFrame, path: Path, key: str) -> pl.Series:
-    """`timestamp` (Int64) of the column `time`: numbers of s, ms, us or ns, told by the middle one, or ISO 8601 text.
+def _table(
+    reviews: Path,
+    reviewed: Format,
+    metadata: Path | None,
+    described: Format | None,
+    dropped: dict[str, int],
+    notes: dict[str, int],
+) -> pl.DataFrame:
+    """user, item, timestamp and, with metadata, category of all reviews but repeats; fills `dropped` and `notes`."""
+    frame, category = _read(reviews, reviewed, metadata, described, dropped)
+    if category is None:
+        return frame
+    items = frame["item"].unique()
+    category = category.join(items.to_frame(), on="item", how="semi")
+    if category.is_empty():
+        raise UserError(
+            f"{metadata} describes none of the {len(items):,} items of {reviews}: are they of one category and year?"
+        )
+    notes["items without metadata"] = len(items) - category.height
+    notes["items of which metadata name no category"] = category["category"].null_count()
+    return frame.with_columns(_of_items(category, frame["item"]))
+
+
+def _read(
+    reviews: Path, reviewed: Format, metadata: Path | None, described: Format | None, dropped: dict[str, int]
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """user, item and timestamp of each review; item and category of each item that the metadata describe, if given.
+
+    Both files are read side by side, as a gz can't be unpacked by more than one core. Texts become codes at once.
+    """
+    read, category, known = _Reviews(), pl.Categorical(pl.Categories.random("category")), []
+    of_metadata = json_lines.read(metadata, described.fields) if metadata and described else iter(())
+    for part, more in zip_longest(json_lines.read(reviews, reviewed.fields), of_metadata):
+        if part is not None:
+            read.add(part)
+        if more is not None:
+            known.append(more.select(pl.col("item").cast(read.item), _named("category").cast(category)))
+    frame = read.frame(reviews, reviewed.fields["time"].key, dropped)
+    if not known:
+        return frame, None
+    first = pl.col("category").drop_nulls().first()  # of an item described twice
+    return frame, pl.concat(known).group_by("item", maintain_order=True).agg(first)
+
+
+def _of_items(category: pl.DataFrame, items: pl.Series) -> pl.Series:
+    """The category of each of `items`; what a left join gives, with a fifth of its memory."""
+    codes, described = items.to_physical().to_numpy(), category["item"].to_physical().to_numpy()
+    row = np.full(int(max(codes.max(), described.max())) + 1, category.height, np.uint32)
+    row[described] = np.arange(category.height, dtype=np.uint32)
+    return category["category"].extend_constant(None, 1).gather(row[codes])
+
+
+class _Reviews:
+    """What has been read so far, 20 bytes a review: in arrays, as polars gives memory back late."""
+
+    def __init__(self) -> None:
+        self.user, self.item = (pl.Categorical(pl.Categories.random(name)) for name in ("user", "item"))
+        self._codes = pl.Series(dtype=self.user), pl.Series(dtype=self.item)  # codes last as long as a column has them
+        self._users, self._items, self._times, self._lines = array("I"), array("I"), array("q"), array("I")
+        self._odd: list[pl.DataFrame] = []  # row, line and time of those that are no numbers
+
+    def add(self, part: pl.DataFrame) -> None:
+        """Of the columns line, user, item and time, as the file has them."""
+        number = part["time"].cast(pl.Int64, strict=False)
+        if number.null_count():
+            number = part.select(pl.coalesce(number, WHOLE, DECIMAL)).to_series()
+            rows = part.select("line", "time").with_row_index("row", len(self._lines))
+            self._odd.append(rows.filter(number.is_null()))
+            number = number.fill_null(0)
+        for held, values in (
+            (self._users, part["user"].cast(self.user).to_physical()),
+            (self._items, part["item"].cast(self.item).to_physical()),
+            (self._times, number),
+            (self._lines, part["line"]),
+        ):
+            held.frombytes(values.to_numpy().tobytes())
+
+    def frame(self, path: Path, key: str, dropped: dict[str, int]) -> pl.DataFrame:
+        """user, item and timestamp of each review, repeats left out and counted. For once: it changes what it holds."""
+        user, item, time, line = (
+            np.frombuffer(held, held.typecode) for held in (self._users, self._items, self._times, self._lines)
+        )
+        _to_milliseconds(time, line, self._odd, path, key)
+        kept = _distinct(user, item, time)
+        if kept is not None:
+            dropped["repeat of a review"] = len(kept) - int(np.count_nonzero(kept))
+            user, item, time = user[kept], item[kept], time[kept]
+        users, items = pl.Series("user", user).cat.to(self.user), pl.Series("item", item).cat.to(self.item)
+        return pl.DataFrame([users, items, pl.Series("timestamp", time)])
+
+
+def _to_milliseconds(times: np.ndarray, lines: np.ndarray, odd: list[pl.DataFrame], path: Path, key: str) -> None:
+    """Change `times` (int64, in place): numbers of s, ms, us or ns, told by the middle one, or ISO 8601 text.
 
     Raises UserError, with the line, for what is no time or lies beyond the year 9999.
+
+    Args:
+        lines: of each time.
+        odd: row, line and time of those that are no numbers; `times` has 0 for them.
     """
-    text = frame["time"].str.strip_chars()
-    numbers = text.cast(pl.Int64, strict=False)
-    if numbers.null_count():  # 1.4e9
-        decimals = text.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)
-        numbers = pl.select(pl.coalesce(numbers, decimals)).to_series()
-    middle = numbers.median()
-    unit, factor = next((unit, ms) for limit, unit, ms in UNITS if not isinstance(middle, float) or middle < limit)
-    beyond = (numbers.cast(pl.Float64).abs() * factor >= MAX_MS).fill_null(False)
-    if beyond.any():
-        row = int(beyond.arg_max() or 0)
+    texts = pl.concat(odd) if odd else None
+    numbers = times if texts is None else np.delete(times, texts["row"].to_numpy())
+    middle = np.median(numbers) if len(numbers) else 0.0
+    unit, factor = next((unit, ms) for limit, unit, ms in UNITS if middle < limit)
+    if len(numbers) and max(-int(numbers.min()), int(numbers.max())) * factor >= MAX_MS:
+        row = int(np.argmax(np.abs(times.astype(np.float64)) * factor >= MAX_MS))
         raise UserError(
-            f"{path}, line {frame['line'][row]}: {key!r} holds {text[row]}, which in {unit} lies beyond the year 9999 "
+            f"{path}, line {lines[row]}: {key!r} holds {times[row]}, which in {unit} lies beyond the year 9999 "
             "(the file's middle value tells the unit): mend the line."
         )
-    result = (numbers * int(factor) if factor >= 1 else numbers // round(1 / factor)).alias("timestamp")
-    odd = numbers.is_null()
-    if not odd.any():
-        return result
-    milliseconds = []
-    for line, value in frame.filter(odd).select("line", "time").iter_rows():
+    if factor >= 1:
+        times *= int(factor)
+    else:
+        times //= round(1 / factor)
+    if texts is None:
+        return
+    for row, line, value in texts.iter_rows():
         try:
             time = datetime.fromisoformat(value.strip())
         except ValueError:
@@ -243,34 +331,33 @@ def _milliseconds(frame: pl.DataFrame, path: Path, key: str) -> pl.Series:
                 f"{path}, line {line}: {key!r} holds {value!r}, which is no time: use numbers or text such as "
                 "2014-05-31T18:30:00."
             ) from None
-        milliseconds.append(round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000))
-    return result.scatter(odd.arg_true(), milliseconds)
+        times[row] = round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _without_repeats(frame: pl.DataFrame) -> pl.DataFrame:
-    """Each row once, the first of equal ones; leaner than `unique`, which groups all rows though few are repeats."""
-    code = frame.select(pl.col("user").hash() * 3 + pl.col("item").hash() * 5 + pl.col("timestamp").hash()).to_series()
-    ordered = code.sort()
-    shared = ordered.filter(ordered == ordered.shift()).unique()
-    if shared.is_empty():
-        return frame
-    doubtful = frame.with_row_index("row").filter(code.is_in(shared.implode()))
-    repeats = doubtful.filter(~pl.struct(frame.columns).is_first_distinct())["row"]
-    kept = np.ones(frame.height, bool)
-    kept[repeats.to_numpy()] = False
-    return frame.filter(kept)
+def _distinct(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray | None:
+    """(n,) bool: the first of equal reviews; None where none repeats another.
+
+    Leaner than polars' `unique`, which groups all rows though few are repeats.
+    """
+    code = user.astype(np.int64)
+    code <<= 32
+    code += item
+    code *= MIX  # beyond 64 bits it begins anew: a hash
+    code += time
+    ordered = np.sort(code)
+    same = ordered[1:] == ordered[:-1]
+    if not same.any():
+        return None
+    doubtful = np.flatnonzero(np.isin(code, ordered[1:][same]))
+    reviews = pl.DataFrame({"user": user[doubtful], "item": item[doubtful], "time": time[doubtful]})
+    kept = np.ones(len(code), bool)
+    kept[doubtful] = reviews.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
+    return kept
 
 
-def _categories(path: Path, found: Format, items: pl.Series) -> pl.DataFrame:
-    """item and category of those of `items` that the file describes; of an item described twice, the first category."""
-    wanted = items.to_frame()
-    parts = [part.join(wanted, on="item", how="semi") for part in json_lines.read(path, found.fields)]
-    category = pl.col("category").str.strip_chars()
+def _named(column: str) -> pl.Expr:
+    """The name of a category, null for none."""
+    category = pl.col(column).str.strip_chars()
     image = category.str.extract(r"""^<img .*alt="([^"]*)""")  # of main_cat: its name is written as a picture
     named = pl.coalesce(image, category)
-    return (
-        pl.concat(parts)
-        .with_columns(pl.when(named != "").then(named).alias("category"))
-        .group_by("item", maintain_order=True)
-        .agg(pl.col("category").drop_nulls().first())
-    )
+    return pl.when(named != "").then(named).alias(column)

@@ -20,15 +20,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
 from deepinterest.errors import UserError
 
-BLOCK = 1 << 23  # bytes, after unpacking
+BLOCK = 1 << 22  # bytes, after unpacking
 PIECE = 1 << 20  # bytes that are read at once
-PACKED = 1 << 16  # the same of a gz
+PACKED = 1 << 15  # the same of a gz; what comes out is small enough for memory that is used again and again
 LONGEST = 1 << 26  # bytes of a line
 SAMPLED = 100  # lines that tell a file's format
 GZIP = b"\x1f\x8b"
@@ -133,11 +132,11 @@ def _blocks(path: Path) -> Iterator[Block]:
             piece, held, ended = b"".join(held), [], True
         cut = piece.rfind(b"\n") + 1
         if cut and (ended or size >= BLOCK):
-            data = b"".join([*held, piece[:cut]])
-            block = Block(data, line, data.count(b"\n"))
-            yield block
-            line += block.lines
-            piece, held, size = piece[cut:], [], 0
+            held.append(piece[:cut])
+            data, held, size, piece = b"".join(held), [], 0, piece[cut:]
+            lines = int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))  # faster than data.count
+            yield Block(data, line, lines)
+            line += lines
         held.append(piece)
         size += len(piece)
         if size > LONGEST:
@@ -194,18 +193,22 @@ def _strict(block: Block, fields: dict[str, Field]) -> pl.DataFrame | None:
         return None
     if frame.height != block.lines:
         return None
-    # Where text is asked for, polars gives any value as text: an object begins with a brace.
-    texts = [field.key for field in fields.values() if not field.depth]
-    if frame.select(pl.any_horizontal(pl.col(texts).str.contains(r"^[\[{]").any())).item():
-        return None
     if any(field.required and frame[field.key].null_count() for field in fields.values()):
         return None
-    return _numbered(frame.select(field.take().alias(name) for name, field in fields.items()), block)
+    # Where text is asked for, polars gives any value as text: an object begins with a brace.
+    text = pl.col([field.key for field in fields.values() if not field.depth]).str
+    nested = pl.any_horizontal((text.starts_with("{") | text.starts_with("[")).any())
+    frame = frame.select(
+        _lines(block, frame.height), *(field.take().alias(name) for name, field in fields.items()), __nested=nested
+    )
+    return None if frame["__nested"][0] else frame.drop("__nested")
 
 
 def _mixed(path: Path, block: Block, fields: dict[str, Field]) -> pl.DataFrame:
     """The fields of a block, by patterns where they are sure and one by one elsewhere."""
-    lines = _numbered(_split(path, block).alias("text").to_frame(), block)
+    _decoded(path, block.data, block.first_line)
+    lines = pl.read_lines(block.data, name="text")
+    lines = lines.select(_lines(block, lines.height), "text")
     lines = lines.filter(pl.col("text").str.contains(r"\S"))
     sure, odd = _literals(lines, fields)
     required = {name: field for name, field in fields.items() if field.required}
@@ -281,17 +284,6 @@ def _value(path: Path, line: int, field: Field, value: Any, depth: int | None = 
     return str(value).encode(errors="replace").decode()
 
 
-def _split(path: Path, block: Block) -> pl.Series:
-    """The lines, without copying them one by one."""
-    _decoded(path, block.data, block.first_line)
-    ends = np.flatnonzero(np.frombuffer(block.data, np.uint8) == ord("\n")) + 1
-    offsets = np.concatenate([[0], ends, [len(block.data)] if block.last else []]).astype(np.int64)
-    array = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(block.data))
-    lines = pl.from_arrow(array)
-    assert isinstance(lines, pl.Series)
-    return lines
-
-
 def _decoded(path: Path, data: bytes, first_line: int) -> str:
     try:
         return data.decode()
@@ -302,9 +294,9 @@ def _decoded(path: Path, data: bytes, first_line: int) -> str:
         ) from None
 
 
-def _numbered(frame: pl.DataFrame, block: Block) -> pl.DataFrame:
-    lines = np.arange(block.first_line, block.first_line + frame.height, dtype=np.uint32)
-    return frame.with_columns(pl.Series("line", lines)).select("line", pl.exclude("line"))
+def _lines(block: Block, count: int) -> pl.Series:
+    """`line` (UInt32) of the first `count` lines of the block."""
+    return pl.Series("line", np.arange(block.first_line, block.first_line + count, dtype=np.uint32))
 
 
 def _unquoted(texts: pl.Series) -> pl.Series:
