@@ -10,7 +10,7 @@ setup: $(VENV)/.run
 run: $(VENV)/.run
 	$(BIN)/python run.py $(ARGS)
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
