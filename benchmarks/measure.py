@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,10 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 
 def memory(field: str, process: int | str = "self") -> int:
-    """Bytes of a line of /proc/PID/status: VmRSS is resident now, VmHWM the highest so far.
+    """Bytes of a line of /proc/PID/status: VmRSS is resident now, VmHWM the highest so far, RssAnon what no file backs.
 
-    Not ru_maxrss, which a process inherits from the one that started it. Both count mapped files that have been read.
+    Not ru_maxrss, which a process inherits from the one that started it. VmRSS and VmHWM count mapped files that have
+    been read; the machine takes these back when it needs room.
     """
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
@@ -33,6 +35,23 @@ def memory(field: str, process: int | str = "self") -> int:
 def reset_peak() -> None:
     """Let VmHWM of this process begin anew."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+class OwnPeak:
+    """`peak`: the most bytes of memory that no file backs, looked at 100 times a second from now on."""
+
+    def __init__(self) -> None:
+        self.peak = memory("RssAnon")
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self.look()
+            time.sleep(0.01)
+
+    def look(self) -> int:
+        self.peak = max(self.peak, memory("RssAnon"))
+        return self.peak
 
 
 def step(module: str, arguments: Sequence[str], limit: float | None = None) -> dict[str, Any]:

@@ -60,10 +60,23 @@ def test_taobao_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert len(loaded["rows_per_s"]) == 3 and min(loaded["rows_per_s"]) > 0
     started = taobao.start(path, cache)
     assert 0 < started["first_batch"] <= started["model"] < 600
+    assert 2**20 < started["own_peak"] <= started["model_own_peak"] < started["model_peak"]
     taobao.report({"events": 20_000, "prepare": prepared, "load": loaded, "start": started})
     shown = capsys.readouterr().out
     assert "| loader, rows/s in batches of 1,024 |" in shown
     assert "| drawing negatives |" in shown
+
+
+def test_own_peak_holds_no_mapped_file(tmp_path: Path) -> None:
+    size = 100 * 2**20
+    np.save(tmp_path / "file.npy", np.ones(size, np.uint8))
+    own = measure.OwnPeak()
+    before = own.look()
+    assert np.load(tmp_path / "file.npy", mmap_mode="r").sum() == size
+    assert own.look() < before + size / 2
+    held = np.ones(size, np.uint8)
+    assert own.look() > before + size / 2
+    assert held[0] == 1
 
 
 def test_a_step_beyond_its_limit_is_ended(tmp_path: Path) -> None:

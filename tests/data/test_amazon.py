@@ -116,8 +116,11 @@ def test_item_category(which: ItemCategory, year: int, form: Callable[[Any], str
     assert f"with {year} metadata, category: {which.value}" in events.name
 
 
-def test_2018(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1, 1 << 23])
+def test_2018(block: int, tmp_path: Path, monkeypatch: Any) -> None:
     """Some reviews are there twice, also with another text; main_cat may be a picture, whose text is the name."""
+    monkeypatch.setattr(json_lines, "BLOCK", block)
+    monkeypatch.setattr(json_lines, "PACKED", block)
     rows = [{**record, "verified": True, "style": {"Color:": " Red"}} for record in REVIEWS]
     again = [{**rows[1], "reviewText": "edited"}, rows[2], {**rows[2], "unixReviewTime": 86_400 * 9}]
     picture = {"asin": "i1", "category": ["Music"], "main_cat": '<img src="x.png" class="nav" alt="Digital Music"/>'}
@@ -282,7 +285,10 @@ def test_no_category(tmp_path: Path) -> None:
         [172_800, "1970-01-03", 86_400, "1970-01-05"],
     ],
 )
-def test_times(times: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1, 1 << 23])
+def test_times(times: list[Any], block: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(json_lines, "BLOCK", block)
+    monkeypatch.setattr(json_lines, "PIECE", block)
     rows = [{**record, "unixReviewTime": time} for record, time in zip(REVIEWS, times, strict=True)]
     frame = load(write(tmp_path / "r.json", rows)).frame
     if times[0] == 172_800:

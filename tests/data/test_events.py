@@ -8,7 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from deepinterest.data import catalogue
+from deepinterest.data.core import keep_core
 from deepinterest.data.events import Events
+from deepinterest.data.log import Log
 from deepinterest.data.vocabulary import Vocabulary
 from deepinterest.errors import UserError
 
@@ -34,6 +37,28 @@ def test_order_does_not_depend_on_the_file(limit: int | None) -> None:
     assert first.equals(build(frame.reverse(), 5, limit).frame)
     assert first.columns == ["user", "item", "timestamp", "category"]
     assert first.schema["timestamp"] == pl.Int64
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_codes_sort_as_their_texts(limit: int | None) -> None:
+    """Categorical columns give what strings give, whatever order the codes have: events, core, log and catalogue."""
+    frame = baskets().with_columns(pl.format("u{}", "user").alias("user")).sample(fraction=1, shuffle=True, seed=3)
+    codes = [pl.col(name).cast(pl.Categorical(pl.Categories.random(name))) for name in ("user", "item", "category")]
+    results = []
+    for given in (frame, frame.with_columns(codes)):
+        events = keep_core(build(given, 5, limit), 5 if limit else 20)
+        log, items, users = Log.of(events)
+        results.append((events, log, items, users, *catalogue.raw(events, items, users, None)))
+    (events, log, *of_texts), (coded, same, *of_codes) = results
+    assert isinstance(coded.frame["item"].dtype, pl.Categorical)
+    assert 0 < events.frame.height < (7 if limit else 40) * 30  # of the core
+    assert events.frame.equals(coded.frame.with_columns(pl.col(pl.Categorical).cast(pl.String)))
+    assert events.dropped == coded.dropped
+    for part in ("item", "time", "user_offsets"):
+        assert np.array_equal(getattr(log, part), getattr(same, part))
+    assert log.item.dtype == same.item.dtype == np.int32
+    for texts, values in zip(of_texts, of_codes, strict=True):
+        assert texts.equals(values)
 
 
 def test_ties_are_random_and_seeded() -> None:

@@ -36,6 +36,7 @@ from deepinterest.data import sources, store
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.events import Events, PublishedRows
 from deepinterest.data.layout_export import export
+from deepinterest.data.prepare import save
 from deepinterest.data.samples import Samples
 from deepinterest.data.store import SPLITS, STAGES, Store, prepare
 from deepinterest.errors import UserError
@@ -221,7 +222,7 @@ def test_refresh(refresh: Refresh, tmp_path: Path) -> None:
 
 
 def test_failed_preparation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, saved = np.save, []
+    saved = []
 
     def full(path: Path, values: np.ndarray) -> None:
         saved.append(path)
@@ -229,7 +230,7 @@ def test_failed_preparation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(28, "No space left on device")
         save(path, values)
 
-    monkeypatch.setattr(store.np, "save", full)
+    monkeypatch.setattr("deepinterest.data.prepare.save", full)
     with pytest.raises(UserError, match=r"No space left on device.*paths\.cache"):
         store.prepare(SMALL, LeaveLastOutConfig(), str(tmp_path))
     assert folders(tmp_path) == []
@@ -670,3 +671,14 @@ def test_last_event_agrees_with_the_published_pipeline(tmp_path: Path) -> None:
 def test_preparing_needs_no_torch() -> None:
     code = "import sys, deepinterest.data.store; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (100_001,), (40_000, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float64, np.bool_])
+def test_saved_as_numpy_saves(shape: tuple[int, ...], dtype: type, tmp_path: Path) -> None:
+    """In pieces; also of columns of a wider table, and of a transposed one."""
+    values = (np.arange(np.prod(shape)) % 100).reshape(shape).astype(dtype)
+    for number, given in enumerate((values, values[::2], np.asfortranarray(values))):
+        save(tmp_path / f"{number}.npy", given)
+        np.save(tmp_path / "numpy.npy", np.ascontiguousarray(given))
+        assert (tmp_path / f"{number}.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()

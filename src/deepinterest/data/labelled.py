@@ -25,6 +25,8 @@ from deepinterest.data.samples import Samples, ranges
 from deepinterest.data.vocabulary import Vocabulary
 from deepinterest.errors import UserError
 
+CHUNK = 50_000  # groups at a time
+
 
 @dataclass
 class Impressions:
@@ -165,12 +167,14 @@ def occurrences(log: Log, samples: list[Samples]) -> tuple[np.ndarray, np.ndarra
     users = np.zeros(len(log.user_offsets) - 1, dtype=np.int64)
     for one in samples:
         rows = np.diff(one.candidate_offsets)
-        start = log.user_offsets[one.user]
-        events, offsets = ranges(start, one.history_end - start)
-        weight = np.repeat(rows.astype(np.float64), np.diff(offsets))
         items += np.bincount(one.candidates, minlength=log.items)
-        items += np.bincount(log.item[events], weight, minlength=log.items).astype(np.int64)
         users += np.bincount(one.user, rows, minlength=len(users)).astype(np.int64)
+        for begin in range(0, len(one), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            start = log.user_offsets[one.user[part]]
+            events, offsets = ranges(start, one.history_end[part] - start)
+            weight = np.repeat(rows[part], np.diff(offsets))
+            items += np.bincount(log.item[events], weight, minlength=log.items).astype(np.int64)
     return items, users
 
 

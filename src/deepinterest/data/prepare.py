@@ -32,6 +32,7 @@ from deepinterest.errors import UserError
 STAGES = ("reading events", "splitting", "drawing negatives", "building vocabularies", "probing", "writing")
 SAMPLE_ARRAYS = ("user", "history_end", "candidate_offsets", "candidates", "label", "position")
 ROW_ARRAYS = ("time", "context")  # of impressions only
+PIECE = 1 << 16  # bytes that are written at once
 HASHED_ARRAYS = (*SAMPLE_ARRAYS[:-1], "time")
 
 
@@ -122,13 +123,27 @@ def write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Calla
     }
     stage("writing")
     for name, values in arrays.items():
-        np.save(folder / f"{name}.npy", values)
+        save(folder / f"{name}.npy", values)
     for name, vocabulary in held.vocabularies.items():
         vocabulary.save(folder / vocabulary_file(name))
     held.items.write_parquet(folder / "items.parquet")
     held.users.write_parquet(folder / "users.parquet")
     (folder / "sizes.json").write_text(json.dumps(held.sizes()))
     (folder / "card.json").write_text(json.dumps(card, indent=2))
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    """What np.save writes, in small pieces.
+
+    The system's cache keeps a file in the pieces it was written in, and who reads one row of a mapped file gets the
+    whole piece: of one big write the first batch would hold almost all of the file.
+    """
+    values = np.ascontiguousarray(values)
+    rows, size = values.reshape(-1), PIECE // values.itemsize
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+        for begin in range(0, len(rows), size):
+            file.write(rows[begin : begin + size].data)
 
 
 def vocabulary_file(name: str) -> str:

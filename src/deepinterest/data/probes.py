@@ -63,7 +63,11 @@ def _touches(log: Log, item: np.ndarray, until: np.ndarray, before: tuple[int, .
 
     keys = log.item.astype(np.int64)
     keys *= span
-    keys += place(log.time)
+    if times is None:
+        keys += log.time
+        keys -= first
+    else:
+        keys += place(log.time)
     keys.sort()
     base = item.astype(np.int64) * span
     order = np.argsort(base + place(until))  # neighbours in the search are neighbours in memory

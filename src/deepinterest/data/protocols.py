@@ -115,7 +115,9 @@ def _last_event(log: Log, config: LastEventConfig, seed: int) -> tuple[np.ndarra
 
 def events_after(log: Log) -> np.ndarray:
     """(E,) int64: how many events of the user come after."""
-    return log.user_offsets[1:][log.user] - 1 - np.arange(len(log))
+    after = log.user_offsets[1:][log.user]
+    after -= np.arange(1, len(log) + 1)
+    return after
 
 
 def sample_per_user(user: np.ndarray, targets: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

@@ -25,7 +25,7 @@ from isal.igzip_lib import IsalError
 
 from deepinterest.errors import UserError
 
-BLOCK = 1 << 22  # bytes, after unpacking
+BLOCK = 1 << 21  # bytes, after unpacking
 PIECE = 1 << 20  # bytes that are read at once
 PACKED = 1 << 15  # the same of a gz; what comes out is small enough for memory that is used again and again
 LONGEST = 1 << 26  # bytes of a line
