@@ -8,10 +8,14 @@ One shape legend for the whole project:
     M  (candidate, event) pairs of a batch           H  hidden width
 """
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deepinterest.serving.model import load
+
+# Before polars is imported: its allocator returns to the machine what has been free for 0.1 s, and keeps no more.
+os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:100,muzzy_decay_ms:0")
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
