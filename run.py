@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from deepinterest.config import Task, implied, register, resolved, restored, typed
 from deepinterest.errors import sentences
+from deepinterest.launch import joined
 from deepinterest.report.sweep import print_run_folder
 from deepinterest.sweep.processes import follow_parent, lead, own_process, run_alone
 
@@ -45,8 +46,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = implied(sys.argv[1:])
     with sentences():
+        sys.argv[1:] = joined(implied(sys.argv[1:]))
         follow_parent()
         lead()
         main()

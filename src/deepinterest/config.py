@@ -7,6 +7,7 @@ applies it. The networks take their dataclass directly: `DIEN(features, DIENConf
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -19,6 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deepinterest.errors import UserError, nearest, sentence
+from deepinterest.launch import launched
 
 
 class Distribution(Enum):
@@ -98,6 +100,13 @@ class Task(Enum):
     export_reference = "export_reference"  # write the rows of protocol=last_event in the published layout
 
 
+class Tables(Enum):
+    """Where the rows of embedding tables lie when several processes train: docs/scale.md."""
+
+    replicated = "replicated"  # all of them in each process
+    sharded = "sharded"  # each in one process, with its share of the optimizer's state; results are the same
+
+
 class Search(Enum):
     """What a sweep runs."""
 
@@ -159,15 +168,26 @@ class TimestampUnit(Enum):
     ns = "ns"
 
 
+class Engine(Enum):
+    """What prepares the partitions of a log."""
+
+    local = "local"  # this process, one after the other
+    ray = "ray"  # a cluster, or all cores of this machine
+
+
 @dataclass
 class EventFileConfig(DataConfig):
     """Your own log: CSV, TSV, Parquet, NDJSON or Arrow."""
 
     name: str = "events"
-    path: str = MISSING
+    path: str = MISSING  # a file, or a pattern of many, such as logs/*.parquet
     columns: EventColumns = field(default_factory=EventColumns)
     timestamp_unit: TimestampUnit = TimestampUnit.auto
     category_missing: str | None = None  # the value that means: category not known
+    # How a log is prepared that is too large for this machine: docs/scale.md. The result is the same for all of these.
+    partitions: int = ranged(1, low=1, high=100_000)  # that users are cut into; one is in memory at a time
+    engine: Engine = Engine.local
+    ray_address: str | None = None  # of a cluster, such as auto or ray://head:10001; null: Ray starts on this machine
 
 
 MovieLensVersion = Enum("MovieLensVersion", {
@@ -473,8 +493,9 @@ class TrainerConfig:
     """Where and how long to train."""
 
     accelerator: str = "auto"
-    devices: int | str = ranged(1, low=-1)  # -1 or auto takes all
-    strategy: str = "auto"
+    devices: int | str = ranged(1, low=-1)  # -1 or auto takes all; torchrun and SLURM say how many they started
+    strategy: str = "auto"  # of several processes: ddp
+    slurm: bool = False  # refuse to start other than as one of several tasks that srun started
     precision: str = "32-true"
     max_epochs: int = ranged(2, low=1)
     max_steps: int | None = ranged(None, low=1)
@@ -585,6 +606,7 @@ class ExperimentConfig:
     model: Any = MISSING
     reference: bool = False  # all quirks of the published code at once
     quirks: Quirks = field(default_factory=Quirks)
+    embedding: Tables = Tables.replicated
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: Any = MISSING
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -637,6 +659,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
 def register() -> None:
     """Hand the schemas to Hydra, under `schema/`; the files in `conf/` start from them."""
     store = ConfigStore.instance()
+    # It hands out copies, so it needs none itself; Hydra makes one, of all schemas, for every group that --help lists.
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     store.store(group="schema", name="experiment", node=ExperimentConfig)
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
@@ -645,9 +669,10 @@ def register() -> None:
 
 
 def choices(group: str) -> str:
-    """The choices of a config group; `--help` shows them."""
+    """The choices of a config group; `--help` shows them. conf/sweep/wandb.yaml is no choice: see `implied`."""
     hydra = GlobalHydra.instance().hydra
-    return ", ".join(hydra.config_loader.get_group_options(group)) if hydra else ""
+    names = hydra.config_loader.get_group_options(group) if hydra else []
+    return ", ".join(name for name in names if (group, name) != ("sweep", "wandb"))
 
 
 def typed(config: DictConfig) -> ExperimentConfig:
@@ -670,9 +695,15 @@ def implied(arguments: list[str]) -> list[str]:
     """The command line with what goes without saying.
 
     The rows that task=predict reads are data=events; `sweep` means -m; a resumed sweep or run writes where it was.
+    Raises UserError for sweep=wandb, which is a file for another command.
     """
     arguments = list(arguments)
     sweeps = [word for word in arguments if word.startswith(("sweep=", "sweep."))]
+    if any("wandb" in re.split(r"\W+", word) for word in sweeps if word.startswith("sweep=")):
+        raise UserError(
+            "sweep=wandb is no choice of this command: `wandb sweep conf/sweep/wandb.yaml` makes that sweep, and "
+            "`wandb agent`, with the name it prints, runs it (docs/wandb.md)"
+        )
     if sweeps and not {"-m", "--multirun", "--cfg", "-c", "--help", "-h", "--info", "-i"} & set(arguments):
         arguments = ["-m", *arguments]
     for word in [word for word in sweeps if word.startswith("sweep.resume=")]:  # beside it: Hydra wants them in a row
@@ -722,8 +753,15 @@ def check(config: ExperimentConfig) -> None:
             "protocol.negatives is not possible with protocol=labelled, where impressions with label 0 are the "
             "negatives: leave it out"
         )
+    if isinstance(config.data, EventFileConfig) and config.data.engine is Engine.ray and config.data.partitions == 1:
+        raise UserError(
+            "data.engine=ray has nothing to share out with data.partitions=1: set data.partitions to a few times the "
+            "number of its cores"
+        )
     if isinstance(config.trainer, TrainerConfig):
         _check_devices(config.trainer.devices)
+    if config.embedding is Tables.sharded:
+        _check_sharded(config)
     if isinstance(logger, LoggerConfig) and logger.name not in LOGGERS:
         raise UserError(
             f"logger.name={logger.name} is not possible: one of {', '.join(LOGGERS)}{nearest(logger.name, LOGGERS)}"
@@ -765,6 +803,25 @@ def _check_devices(devices: int | str) -> None:
     parts = str(devices).split(",")
     if devices == 0 or (devices != "auto" and not all(part.strip().removeprefix("-").isdigit() for part in parts)):
         raise UserError(f"trainer.devices={devices} is not possible: a number, -1 for all, auto, or indices as '0,1'")
+
+
+def _check_sharded(config: ExperimentConfig) -> None:
+    if config.task not in (Task.train, Task.test):
+        raise UserError(
+            f"embedding=sharded is for task=train and task=test: task={config.task.name} works with one process, which "
+            "reads the checkpoint of a sharded run as any other. Leave it out"
+        )
+    trainer = config.trainer
+    if not trainer.strategy.startswith(("ddp", "auto")):
+        raise UserError(
+            f"embedding=sharded needs trainer.strategy=ddp, and it is {trainer.strategy}: take trainer=ddp or ddp_cpu, "
+            "or embedding=replicated"
+        )
+    if str(trainer.devices) == "1" and launched() is None:
+        raise UserError(
+            "embedding=sharded splits the tables over processes, and trainer.devices=1 makes one: take trainer=ddp or "
+            "ddp_cpu with more of them, or embedding=replicated"
+        )
 
 
 def _check_ranges(node: Any, path: str) -> None:

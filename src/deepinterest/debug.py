@@ -163,14 +163,14 @@ class Profile(Callback):
         loader = self.data.train_dataloader()
         plain = loader.batch
 
-        def batch(*arguments: Any) -> Batch:
+        def batch(*arguments: Any, **named: Any) -> Batch:
             begin = time.perf_counter()
-            loaded = plain(*arguments)
+            loaded = plain(*arguments, **named)
             if self._timing:
                 self.loading += time.perf_counter() - begin
             return loaded
 
-        loader.batch = batch  # type: ignore[method-assign, assignment]
+        loader.batch = batch  # type: ignore[method-assign]
         self._undo.append(lambda: loader.__dict__.pop("batch"))
         for name, child in module.network.named_children():
             self._watch(name, child, module)

@@ -14,7 +14,7 @@ from deepinterest.training.checkpoints import state_of
 
 # What a run may be given anew when it goes on: how long and where it runs, and what is told of it.
 FREE = (
-    "task", "resume", "checkpoint", "output", "paths", "logger", "sweep", "calibration", "evaluation",
+    "task", "resume", "checkpoint", "output", "paths", "logger", "sweep", "calibration", "evaluation", "embedding",
     "trainer.max_epochs", "trainer.max_steps", "trainer.patience", "trainer.threads", "trainer.progress",
     "trainer.prefetch", "trainer.checkpoint_minutes", "debug.checks",
 )  # fmt: skip

@@ -167,7 +167,7 @@ def test_state_counts_what_was_handed_out(prefetch: bool, consumed: int) -> None
 def test_what_a_batch_made_ahead_raises_is_heard() -> None:
     loader = shuffled(True)
 
-    def fail(*_: object) -> Batch:
+    def fail(*_: object, **__: object) -> Batch:
         raise UserError("No negative was found")
 
     loader.batch = fail  # type: ignore[method-assign]

@@ -52,7 +52,7 @@ def histories(batch: Batch) -> list[list[int]]:
 
 def whole(loader: BatchLoader) -> tuple[np.ndarray, Batch]:
     groups = np.arange(len(loader.samples))
-    return groups, loader.batch(groups, np.random.default_rng(0))
+    return groups, loader.batch(groups)
 
 
 def test_shuffled_histories_hold_the_same_events() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepinterest.training import optimizers
+from deepinterest.training import missed_steps, optimizers
 from deepinterest.training.optimizers import DeferredAdam
 
 ROWS, DIM = 40, 4
@@ -258,7 +258,7 @@ def test_resuming_is_exact(stop: int) -> None:
 
 
 def test_rules_are_begun_anew_before_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers, "MOST_RULES", 64)
+    monkeypatch.setattr(missed_steps, "MOST_RULES", 64)
     batches = zipf_ids(500)
     ours, dense = Net(sparse=True), Net(sparse=False)
     optimizer = deferred(ours)
@@ -327,3 +327,27 @@ def test_misuse_is_refused() -> None:
         optimizer.watch(nn.Embedding(2, 2, sparse=True))
     with pytest.raises(ValueError, match="beta1"):
         DeferredAdam(net.parameters(), lr=1e-2, betas=(0.99, 0.9)).watch(net.items)
+
+
+def test_a_scaler_of_the_loss_changes_nothing() -> None:
+    """It must divide the tables' gradients as well, and leave out the step whose gradients overflow."""
+    batches = zipf_ids(30)
+    plain, scaled = Net(sparse=True), Net(sparse=True)
+    a, b = deferred(plain), deferred(scaled)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=10**6)
+    train(plain, a, batches)
+    for number, ids in enumerate([*batches[:10], batches[3], *batches[10:]]):
+        b.zero_grad()
+        target = torch.sin(ids.sum(dim=1).to(scaled.out.weight.dtype))
+        loss = (scaled(ids) - target).square().mean()
+        if number == 10:
+            loss = loss * torch.inf
+        scaler.scale(loss).backward()
+        scaler.step(b)
+        if number != 10:
+            scaler.update()
+        else:
+            scaler.update(2.0**10)
+    a.flush()
+    b.flush()
+    assert deviation(plain, scaled) < TOLERANCE

@@ -73,9 +73,9 @@ def run(settings: Settings, workload: Workload | None = None) -> Rates:
 def _compiled(settings: Settings, model: ClickModel) -> AbstractContextManager[Any]:
     if not settings.compile:
         return nullcontext()
-    from deepinterest import experiment
+    from deepinterest.training.trainer import compiled
 
-    return experiment._compiled(model, True)
+    return compiled(model, True)
 
 
 def loss(model: ClickModel, batch: Batch) -> Tensor:
@@ -156,8 +156,8 @@ class _Watch(Callback):
 
 def _through_lightning(settings: Settings, model: ClickModel, loader: Any) -> Rates:
     """The trainer of a run, with a run's callbacks and logger."""
-    from deepinterest import experiment  # with all it imports, which nothing else here needs
-    from deepinterest.training import loggers
+    from deepinterest.training import loggers  # with all they import, which nothing else here needs
+    from deepinterest.training.trainer import calm, make_trainer
 
     accelerator = "gpu" if settings.device == "cuda" else "cpu"
     config = ExperimentConfig(
@@ -173,13 +173,13 @@ def _through_lightning(settings: Settings, model: ClickModel, loader: Any) -> Ra
             batch_size=settings.batch_size,
         ),
     )
-    experiment._calm()
+    calm()
     watch = _Watch(settings)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
         folder = Path(temporary)
         logger = loggers.make_logger(config.logger, folder, folder, "benchmark", {}, settings.model)
         data: Any = _Data(loader)
-        trainer = experiment._trainer(config, folder, data, logger, [Curves(), Throughput(), watch])
+        trainer = make_trainer(config, folder, data, logger, [Curves(), Throughput(), watch])
         try:
             trainer.fit(model, datamodule=data)
         finally:

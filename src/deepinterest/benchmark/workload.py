@@ -54,7 +54,9 @@ class Workload:
     samples: Samples
     features: Features
 
-    def loader(self, batch_size: int, auxiliary: bool = True, prefetch: bool = False) -> BatchLoader:
+    def loader(
+        self, batch_size: int, auxiliary: bool = True, prefetch: bool = False, rank: int = 0, world: int = 1
+    ) -> BatchLoader:
         """The product's loader over it; `auxiliary` draws one negative a step of a history."""
         config = NegativesConfig(exclude=Exclude.positive)
         sampler = NegativeSampler(self.log, np.ones(len(self.log), dtype=bool), config) if auxiliary else None
@@ -67,6 +69,8 @@ class Workload:
             shuffle=True,
             auxiliary=sampler,
             prefetch=prefetch,
+            rank=rank,
+            world=world,
         )
 
     def model(self, name: str, hidden: int = 36) -> ClickModel:

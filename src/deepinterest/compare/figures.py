@@ -122,8 +122,7 @@ def _points(run: Run, names: tuple[str, ...]) -> dict[int, float]:
 
 def roc(block: Block, findings: Findings) -> Figure | None:
     """True positive rates averaged over seeds at each false positive rate."""
-    figure, axes = _single(square=True)
-    axes.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=1, linestyle="--")
+    figure, axes = _square()
     empty = True
     for number, group in enumerate(block.groups):
         hits = [findings.runs[run.folder].hits for run in group.runs if run.folder in findings.runs]
@@ -136,8 +135,7 @@ def roc(block: Block, findings: Findings) -> Figure | None:
 
 def calibration(block: Block, findings: Findings) -> Figure | None:
     """Click rate against predicted probability, all seeds' rows together; a dot's area is its bin's share of rows."""
-    figure, axes = _single(square=True)
-    axes.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=1, linestyle="--")
+    figure, axes = _square()
     empty = True
     for number, group in enumerate(block.groups):
         found = [findings.runs[run.folder].calibration for run in group.runs if run.folder in findings.runs]
@@ -204,12 +202,19 @@ def cost(block: Block) -> Figure | None:
     return None if empty else figure
 
 
-def _single(square: bool = False) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.2, 4.2) if square else SIZE, layout="constrained")
+def _single(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.label.set_fontsize(11)
     axes.yaxis.label.set_fontsize(11)
+    return figure, axes
+
+
+def _square() -> tuple[Figure, Axes]:
+    """With the diagonal."""
+    figure, axes = _single((4.2, 4.2))
+    axes.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=1, linestyle="--")
     return figure, axes
 
 

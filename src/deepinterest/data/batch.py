@@ -25,6 +25,9 @@ class Batch:
     label: Tensor  # (B,)   float32, 1 for a touch
     auxiliary_negatives: Tensor | None = None  # (N, K) items not touched at that step, for the auxiliary loss
     context: Tensor | None = None  # (B, C) ids within the vocabulary of each context feature, such as hour and device
+    # (2,) of one of several processes: how much its mean over rows, and that over pairs of neighbouring events, counts
+    # in the mean of all processes' batches; 1 where it has as many of them as the others.
+    share: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.candidates)

@@ -8,6 +8,7 @@ import numpy as np
 
 from deepinterest.config import Distribution, Exclude, NegativesConfig
 from deepinterest.data.log import Log
+from deepinterest.data.places import Places
 from deepinterest.errors import UserError
 
 CHUNK = 2_000_000  # draws at a time
@@ -37,23 +38,25 @@ class NegativeSampler:
         else:
             self.pool = np.unique(log.item[seen])
 
-    def draw(self, rng: np.random.Generator, events: np.ndarray, count: int) -> np.ndarray:
+    def draw(self, random: np.random.Generator | Places, events: np.ndarray, count: int) -> np.ndarray:
         """(n,) positive events -> (n, count) catalogue rows, int32.
 
-        Raises UserError where an event has no item left that is not excluded.
+        Args:
+            random: a generator, or n * count places: then each negative depends on its place and event alone.
+        Raises: UserError where an event has no item left that is not excluded.
         """
         events = np.repeat(events, count)
         drawn = np.empty(len(events), dtype=self.pool.dtype)
         found = []
         for begin in range(0, len(events), CHUNK):
             part = slice(begin, begin + CHUNK)
-            drawn[part] = self._propose(rng, events[part])
+            drawn[part] = self._propose(random, events[part], part, 0)
             found.append(begin + np.flatnonzero(self._excluded(events[part], drawn[part])))
         bad = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-        for _ in range(ROUNDS):
+        for attempt in range(1, ROUNDS + 1):
             if len(bad) == 0:
                 break
-            drawn[bad] = self._propose(rng, events[bad])
+            drawn[bad] = self._propose(random, events[bad], bad, attempt)
             bad = bad[self._excluded(events[bad], drawn[bad])]
         else:
             if len(bad):
@@ -64,14 +67,23 @@ class NegativeSampler:
                 )
         return drawn.reshape(-1, count)
 
-    def _propose(self, rng: np.random.Generator, events: np.ndarray) -> np.ndarray:
+    def _propose(
+        self, random: np.random.Generator | Places, events: np.ndarray, at: slice | np.ndarray, attempt: int
+    ) -> np.ndarray:
+        """Items for `events`, those that are `at` among all events of a draw."""
+
+        def below(size: int) -> np.ndarray:
+            if isinstance(random, Places):
+                return random.below(size, at, attempt)
+            return random.integers(size, size=len(events))
+
         size = len(self.pool)
         if self.config.distribution is not Distribution.time_matched:
-            return self.pool[rng.integers(size, size=len(events))]
+            return self.pool[below(size)]
         width = min(2 * max(1, int(self.config.time_window * size)) + 1, size)
         rank = np.searchsorted(self.pool_time, self.log.time[events])
         first = np.clip(rank - width // 2, 0, size - width)  # at the log's ends the window shifts, it does not shrink
-        return self.pool[first + rng.integers(width, size=len(events))]
+        return self.pool[first + below(width)]
 
     def _excluded(self, events: np.ndarray, items: np.ndarray) -> np.ndarray:
         exclude = self.config.exclude

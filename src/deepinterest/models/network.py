@@ -29,11 +29,12 @@ class Network(nn.Module):
     def __init__(self, features: Features, config: ModelConfig, quirks: Quirks | None = None) -> None:
         super().__init__()
         self.quirks = quirks or Quirks()
-        self.items = FeatureEmbedding(features.catalogue, features.sizes, config.embedding_dim)
+        dim, sharded = config.embedding_dim, features.sharded
+        self.items = FeatureEmbedding(features.catalogue, features.sizes, dim, sharded)
         catalogue, sizes = features.of_users(config.use_user or self.quirks.user_embedding)
-        self.users = FeatureEmbedding(catalogue, sizes, config.embedding_dim) if sizes else None
+        self.users = FeatureEmbedding(catalogue, sizes, dim, sharded) if sizes else None
         contexts = features.context_sizes
-        self.context = ContextEmbedding(contexts, config.embedding_dim) if contexts else None
+        self.context = ContextEmbedding(contexts, dim, sharded) if contexts else None
         self.item_width = self.items.width  # D
         self.user_width = sum(part.width for part in (self.users, self.context) if part is not None)  # of `with_user`
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from deepinterest.nn.synced import SyncedNorm
 
-class Dice(nn.Module):
+
+class Dice(SyncedNorm):
     """y = p*x + (1-p)*alpha*x with p = sigmoid of x normalised per channel: (B, C) -> (B, C).
 
     Training normalises by the batch (biased variance) and keeps running statistics; evaluation uses those, and so does
@@ -26,10 +28,13 @@ class Dice(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))  # (C,)
 
     def forward(self, x: Tensor) -> Tensor:
-        of_batch = self.training and len(x) > 1
-        normal = batch_norm(
-            x, self.running_mean, self.running_var, training=of_batch, momentum=self.momentum, eps=self.eps
-        )  # (B, C)
+        if self.training and self.synced:
+            normal = self.normalised(x, self.running_mean, self.running_var, self.momentum, self.eps)  # (B, C)
+        else:
+            of_batch = self.training and len(x) > 1
+            normal = batch_norm(
+                x, self.running_mean, self.running_var, training=of_batch, momentum=self.momentum, eps=self.eps
+            )  # (B, C)
         p = torch.sigmoid(normal)  # (B, C)
         return x * (p + (1 - p) * self.alpha)  # (B, C)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from deepinterest.nn.sharded import Shard, lookup
+
 
 @dataclass
 class Features:
@@ -23,6 +25,7 @@ class Features:
     user_catalogue: Tensor  # (U, F') feature ids of each user
     user_sizes: list[int]  # (F',)
     context_sizes: list[int] = field(default_factory=list)  # (C,) of each feature of a row itself, such as the hour
+    sharded: bool = False  # whether the tables are split over the processes: nn/sharded.py
 
     def without_unknown_user(self) -> Features:
         """The same with no id for the unknown user, who reads the first user's, as in the published code (quirk 2)."""
@@ -42,17 +45,17 @@ class FeatureEmbedding(nn.Module):
     catalogue: Tensor
     place: np.ndarray | None = None  # room to find distinct rows on a CPU
 
-    def __init__(self, catalogue: Tensor, sizes: list[int], dim: int) -> None:
+    def __init__(self, catalogue: Tensor, sizes: list[int], dim: int, sharded: bool = False) -> None:
         super().__init__()
         self.width = len(sizes) * dim
         self.register_buffer("catalogue", catalogue, persistent=False)  # (I, F)
-        self.tables = _tables(sizes, dim)
+        self.tables = _tables(sizes, dim, sharded)
 
     def forward(self, *rows: Tensor) -> list[Tensor]:
         """Catalogue rows of any shape (...), int64 -> for each its embeddings (..., width)."""
         distinct, inverse = self._distinct(torch.cat([row.flatten() for row in rows]))  # (R,), (n,)
         features = self.catalogue.index_select(0, distinct)  # (R, F)
-        vectors = torch.cat([table(features[:, f]) for f, table in enumerate(self.tables)], dim=1)  # (R, width)
+        vectors = lookup(self.tables, features)  # (R, width)
         parts = _Gather.apply(vectors, *inverse.split([row.numel() for row in rows]))
         return [part.view(*row.shape, self.width) for part, row in zip(parts, rows, strict=True)]
 
@@ -94,18 +97,21 @@ class _Gather(torch.autograd.Function):
 class ContextEmbedding(nn.Module):
     """The features of each row itself, side by side: ids (B, C) -> (B, width)."""
 
-    def __init__(self, sizes: list[int], dim: int) -> None:
+    def __init__(self, sizes: list[int], dim: int, sharded: bool = False) -> None:
         super().__init__()
         self.width = len(sizes) * dim
-        self.tables = _tables(sizes, dim)
+        self.tables = _tables(sizes, dim, sharded)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return torch.cat([table(ids[:, c]) for c, table in enumerate(self.tables)], dim=1)
+        return lookup(self.tables, ids)
 
 
-def _tables(sizes: list[int], dim: int) -> nn.ModuleList:
-    tables = nn.ModuleList(nn.Embedding(size, dim, sparse=True) for size in sizes)
+def _tables(sizes: list[int], dim: int, sharded: bool) -> nn.ModuleList:
+    tables = nn.ModuleList(Shard(size, dim) if sharded else nn.Embedding(size, dim, sparse=True) for size in sizes)
     for table in tables:
-        assert isinstance(table, nn.Embedding)
-        nn.init.xavier_uniform_(table.weight)
+        if isinstance(table, Shard):
+            table.draw()
+        else:
+            assert isinstance(table, nn.Embedding)
+            nn.init.xavier_uniform_(table.weight)
     return tables

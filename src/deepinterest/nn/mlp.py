@@ -12,6 +12,7 @@ from torch.nn.functional import batch_norm
 
 from deepinterest.config import Quirks
 from deepinterest.nn.dice import BatchDice, Dice
+from deepinterest.nn.synced import SyncedNorm
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -29,15 +30,19 @@ class Sigmoid(nn.Module):
         return x.sigmoid_()
 
 
-class BatchNorm(nn.BatchNorm1d):
+class BatchNorm(SyncedNorm, nn.BatchNorm1d):
     """Batch norm that takes its running statistics for a training batch of one row: (B, C) -> (B, C)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-3, momentum=0.1)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.synced:
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            normal = self.normalised(input, self.running_mean, self.running_var, self.momentum, self.eps)
+            return normal * self.weight + self.bias
         if len(input) > 1:
-            return super().forward(input)
+            return nn.BatchNorm1d.forward(self, input)
         return batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 

@@ -161,7 +161,7 @@ def explain(
     group, other_group = (
         int(np.searchsorted(samples.candidate_offsets, which, side="right")) - 1 for which in (row, other)
     )
-    whole = loader.batch(np.array([group]), rng)
+    whole = loader.batch(np.array([group]))
     context = whole.context
     if context is not None:  # a row of another history is asked in this row's context
         places = [which - samples.candidate_offsets[group] if g == group else None for which, g in

@@ -7,8 +7,6 @@ up? `../docs/protocols.md` says how to read the answers.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -94,7 +92,7 @@ def random_history(loader: BatchLoader, rng: np.random.Generator) -> Change:
     partner = other_users(loader.samples.user, rng)
 
     def change(groups: np.ndarray, batch: Batch) -> Batch:
-        other = loader.batch(partner[groups], rng)
+        other = loader.batch(partner[groups])
         return replace(batch, history=other.history, offsets=other.offsets)
 
     return change
@@ -127,10 +125,9 @@ def predict(model: ClickModel, data: InteractionData, change: Change | None = No
     order = loader.row_order() if data.quirks.length_sorted else np.arange(len(samples))  # then a row is a group
     step = max(1, round(data.eval_batch_size * len(samples) / samples.rows))
     probability = np.empty(samples.rows, dtype=np.float32)
-    unused = np.random.default_rng(0)  # nothing is drawn for a test batch
     model.eval()
     for groups in np.split(order, range(step, len(order), step)):
-        batch = loader.batch(groups, unused)
+        batch = loader.batch(groups)
         if change is not None:
             batch = change(groups, batch)
         first = samples.candidate_offsets[groups]
@@ -309,7 +306,7 @@ def run(model: ClickModel, data: InteractionData, folder: Path, seed: int) -> di
         "scores": dict(sorted(single.items(), key=lambda entry: -entry[1])),
         "summary": summary(auc, network, histories),
     }
-    _write(folder, content)
+    run_folder.write_findings(folder, "probes", content, plots.probes(content))
     return content
 
 
@@ -380,14 +377,3 @@ def metrics(content: dict[str, Any]) -> dict[str, float]:
         "probe/features_network_auc": content["features_network"]["auc"],
         **{f"probe/{name}_auc": value for name, value in content["scores"].items()},
     }
-
-
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    try:
-        plots.save(plots.probes(content), folder / "probes.png")
-        (folder / ".probes.json").write_text(json.dumps(content, indent=2))
-        os.replace(folder / ".probes.json", folder / "probes.json")
-    except OSError as error:
-        raise UserError(
-            f"Probes could not be written to {folder}: {error.strerror or error}. Make room and run again."
-        ) from error

@@ -102,7 +102,7 @@ def _attention_rows(model: ClickModel, network: AttentionNetwork, data: Interact
     store, loader = data.store, data.test_dataloader()
     touched = np.searchsorted(loader.samples.candidate_offsets, np.flatnonzero(loader.samples.label), side="right") - 1
     groups = touched[np.linspace(0, len(touched) - 1, ATTENTION_ROWS).astype(np.int64)]
-    batch = loader.batch(np.unique(groups), np.random.default_rng(0)).to(model.device)
+    batch = loader.batch(np.unique(groups)).to(model.device)
     model.eval()
     weights, pairs = network.attention_weights(batch)
     probability = model(batch)
@@ -153,6 +153,18 @@ def write(
     except OSError as error:
         raise UserError(
             f"Results could not be written to {folder}: {error.strerror or error}. Make room and run again."
+        ) from error
+
+
+def write_findings(folder: Path, name: str, content: dict[str, Any], figure: Figure) -> None:
+    """NAME.png and NAME.json; raises UserError where there is no room."""
+    try:
+        plots.save(figure, folder / f"{name}.png")
+        (folder / f".{name}.json").write_text(json.dumps(content, indent=2))
+        os.replace(folder / f".{name}.json", folder / f"{name}.json")
+    except OSError as error:
+        raise UserError(
+            f"{name}.json could not be written to {folder}: {error.strerror or error}. Make room and run again."
         ) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from deepinterest.errors import before_exit, sentence, tell
+from deepinterest.launch import rank
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +55,7 @@ class SweepTable(Callback):
 
 def print_run_folder(folder: str) -> None:
     """A single run's last line; a sweep has its own, and further processes of a run are silent."""
-    if HydraConfig.get().mode == RunMode.RUN and os.environ.get("LOCAL_RANK", "0") == "0":
+    if HydraConfig.get().mode == RunMode.RUN and rank() == 0:
         path = Path(folder)
         near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         print(f"run folder: {near}", flush=True)

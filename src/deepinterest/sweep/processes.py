@@ -21,6 +21,7 @@ from typing import Any
 
 from deepinterest.config import ExperimentConfig, restored
 from deepinterest.errors import Interrupted, UserError, sentence
+from deepinterest.training import naming
 
 log = logging.getLogger(__name__)
 PARENT = "DEEPINTEREST_PARENT"  # environment: the process whose end is ours too
@@ -77,7 +78,10 @@ def run_alone(settings: dict[str, Any], folder: Path) -> dict[str, float]:
         name: value for name, value in os.environ.items() if not name.startswith(scheduler) and name not in ranks
     }
     command = [sys.executable, "-m", "deepinterest.sweep.processes", str(job)]
-    process = subprocess.Popen(command, env={**environment, PARENT: str(os.getpid())})
+    config = restored(settings)
+    # Told here: our command line says it, that process has none.
+    told = {naming.NAME: naming.run_name(config), naming.GROUP: naming.group_of(config), naming.JOB: str(folder)}
+    process = subprocess.Popen(command, env={**environment, **told, PARENT: str(os.getpid())})
     try:
         code = process.wait()
     except KeyboardInterrupt:  # the terminal has told that process too; it saves

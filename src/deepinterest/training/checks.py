@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from deepinterest.data.samples import Samples
 from deepinterest.data.store import Store
+from deepinterest.nn import sharded
 
 if TYPE_CHECKING:  # the module knows its callbacks' module no more than they know it
     from deepinterest.training.module import ClickModel
@@ -144,9 +145,9 @@ def dead_rows(model: ClickModel, optimizer: Any, store: Store) -> list[tuple[str
     found = []
     for whose, part, names in parts:
         for table, name in zip(part.tables, names, strict=True):
-            square = optimizer.state[table.weight]["exp_avg_sq"][1:]  # (rows-1, D)
+            square = optimizer.state[table.weight]["exp_avg_sq"]  # (rows, D)
             title = name if name == whose else f"{whose} feature {name}"
-            found.append((title, int((square == 0).all(1).sum()), len(square)))
+            found.append((title, *sharded.count(table, (square == 0).all(1))))
     return found
 
 

@@ -28,11 +28,23 @@ def click_loss(logit: Tensor, label: Tensor, quirks: Quirks, epsilon: float) -> 
 
 
 def total_loss(
-    prediction: Prediction, label: Tensor, quirks: Quirks, epsilon: float, aux_weight: float
+    prediction: Prediction,
+    label: Tensor,
+    quirks: Quirks,
+    epsilon: float,
+    aux_weight: float,
+    share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The click loss with `aux_weight` times the auxiliary loss, if there is one; and the click loss alone."""
-    click = click_loss(prediction.logit, label, quirks, epsilon)
-    if prediction.auxiliary_loss is None:
+    """The click loss with `aux_weight` times the auxiliary loss, if there is one; and the click loss alone.
+
+    With `share`, that of the batch, the mean of both over all processes is the loss of their batches joined.
+    """
+    click, auxiliary = click_loss(prediction.logit, label, quirks, epsilon), prediction.auxiliary_loss
+    if share is not None:
+        click = share[0] * click
+    if auxiliary is None:
         return click, click
+    if share is not None:
+        auxiliary = share[1] * auxiliary
     weight = aux_weight / 2 if quirks.half_loss else aux_weight
-    return click + weight * prediction.auxiliary_loss, click
+    return click + weight * auxiliary, click

@@ -6,13 +6,18 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from deepinterest.config import EvaluationConfig, OptimizerConfig, Quirks
 from deepinterest.data.batch import Batch
 from deepinterest.models.network import Network
+from deepinterest.nn import sharded
+from deepinterest.nn.synced import synchronise
+from deepinterest.training import distributed
 from deepinterest.training.calibration import Calibration
+from deepinterest.training.exchange import Exchange
 from deepinterest.training.losses import probability, total_loss
 from deepinterest.training.metrics import ClickMetrics
 from deepinterest.training.optimizers import DeferredAdam
@@ -65,15 +70,29 @@ class ClickModel(L.LightningModule):
             return probability
         return torch.from_numpy(self.calibration(probability.detach().cpu().numpy())).to(probability.device)
 
+    def configure_model(self) -> None:
+        """Once the processes know each other: split tables get their rows, and DDP leaves these alone."""
+        sharded.split(self.network)
+        self._ddp_params_and_buffers_to_ignore = distributed.apart(self.network, "network.")
+
+    def on_fit_start(self) -> None:
+        if distributed.several():
+            synchronise(self.network)
+            distributed.same_start(self.network)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         prediction = self.network(batch)
-        loss, click_loss = total_loss(prediction, batch.label, self.quirks, self.network.epsilon, self.aux_weight)
+        loss, click_loss = total_loss(
+            prediction, batch.label, self.quirks, self.network.epsilon, self.aux_weight, batch.share
+        )
         values = {"train/click_loss": click_loss}
         if prediction.auxiliary_loss is not None:
-            values["train/auxiliary_loss"] = prediction.auxiliary_loss
+            values["train/auxiliary_loss"] = prediction.auxiliary_loss * (1 if batch.share is None else batch.share[1])
         # Lightning hands figures to the logger after every LOG_EVERY-th step: those of an earlier step would be stale.
         if self.global_step == 0 or (self.global_step + 1) % LOG_EVERY == 0:
-            self.log_dict({**values, "train/loss": loss}, batch_size=len(batch))
+            # Each process has its share of the loss: the mean is that of all rows.
+            values["train/loss"] = loss
+            self.log_dict(values, batch_size=len(batch), sync_dist=distributed.several())
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -90,15 +109,23 @@ class ClickModel(L.LightningModule):
         metrics.update(batch.user[batch.history_index], batch.label, probability)
 
     def on_validation_epoch_start(self) -> None:
+        if distributed.several() and self.trainer.state.fn == TrainerFn.FITTING:
+            # A validation brings the rows it reads up to date. Processes read other rows; replicas stay equal to the
+            # bit where all have all rows brought up to date at the same step.
+            for optimizer in self.trainer.optimizers:
+                assert isinstance(optimizer, DeferredAdam)
+                optimizer.flush()
         self.val_metrics.reset()  # here, not at the end: calibration reads the rows of the last validation
 
     def on_validation_epoch_end(self) -> None:
+        sharded.finish(self.network)
         values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         self.scores |= values
         for name, value in values.items():
             self.log(name, value, prog_bar=name == "val/auc")
 
     def on_test_epoch_end(self) -> None:
+        sharded.finish(self.network)
         # Not reset: the run reads the rows for its predictions file.
         values = {f"test/{name}": value for name, value in self.test_metrics.compute().items()}
         if self.calibration is not None:
@@ -115,6 +142,7 @@ class ClickModel(L.LightningModule):
             betas=(config.betas[0], config.betas[1]),
             eps=config.eps,
             form="tensorflow" if self.quirks.tensorflow_adam else "torch",
+            exchange=Exchange() if distributed.several() else None,
         )
         for table in self.network.embeddings:
             optimizer.watch(table)
@@ -125,3 +153,7 @@ class ClickModel(L.LightningModule):
         checkpoint |= {"vocabulary_hash": self.vocabulary_hash, "model": self.name, "settings": self.settings}
         if self.calibration is not None:
             checkpoint["calibration"] = self.calibration.state()
+        sharded.gather(checkpoint, self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sharded.scatter(checkpoint, self)

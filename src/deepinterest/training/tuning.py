@@ -8,10 +8,8 @@ loss falls fastest, as often recommended, was 6e-5 for DNN and DIEN on completej
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -27,7 +25,7 @@ from deepinterest.config import TuneConfig
 from deepinterest.data.batch import Batch
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.errors import UserError
-from deepinterest.report import plots
+from deepinterest.report import plots, run_folder
 from deepinterest.training import peak
 from deepinterest.training.losses import total_loss
 from deepinterest.training.module import ClickModel
@@ -69,7 +67,7 @@ def run(
         },
         "batch_size": {"suggested": batch_size, "sizes": sizes, "ended": ended},
     }
-    _write(folder, content)
+    run_folder.write_findings(folder, "tune", content, plots.tuning(content))
     chosen = next(size for size in sizes if size["batch_size"] == batch_size)
     log.info(
         "optimizer.lr=%.2g is a tenth of where the loss of a range test at trainer.batch_size=%d is lowest.\n"
@@ -212,14 +210,3 @@ def _batches(data: InteractionData) -> Iterator[Batch]:
 def _wait(model: ClickModel) -> None:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-
-
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    try:
-        plots.save(plots.tuning(content), folder / "tune.png")
-        (folder / ".tune.json").write_text(json.dumps(content, indent=2))
-        os.replace(folder / ".tune.json", folder / "tune.json")
-    except OSError as error:
-        raise UserError(
-            f"What was found could not be written to {folder}: {error.strerror or error}. Make room and run again."
-        ) from error

@@ -1,0 +1,140 @@
+"""The Lightning trainer of a run, and the device it computes on."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric import Fabric
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from deepinterest.config import ExperimentConfig, KernelName, Tables, TrainerConfig
+from deepinterest.data.datamodule import InteractionData
+from deepinterest.errors import UserError
+from deepinterest.nn.mlp import Head
+from deepinterest.training import distributed, naming
+from deepinterest.training.callbacks import Throughput
+from deepinterest.training.checkpoints import Checkpoints, Patience, WholeFiles
+from deepinterest.training.module import LOG_EVERY, ClickModel
+from deepinterest.training.progress import ProgressLine
+
+
+def make_trainer(
+    experiment: ExperimentConfig, folder: Path, data: InteractionData, logger: Any, callbacks: list[Callback]
+) -> L.Trainer:
+    """With our checkpoints, early stopping and progress line; `data` is told which share of the rows is its own."""
+    config, monitor = experiment.trainer, "val/published_auc" if experiment.quirks.published_auc else "val/auc"
+    callbacks = [
+        *callbacks,
+        Checkpoints(
+            folder,
+            monitor,
+            config.checkpoint_minutes and 60 * config.checkpoint_minutes,
+            f"python run.py resume={shlex.quote(str(folder))}",
+            logger.version if isinstance(logger, WandbLogger) and not getattr(rank_zero_only, "rank", 0) else None,
+        ),
+    ]
+    if config.patience:
+        callbacks.append(Patience(monitor=monitor, mode="max", patience=config.patience))
+    if config.progress and sys.stderr.isatty() and not naming.in_sweep() and not getattr(rank_zero_only, "rank", 0):
+        speed = next(callback for callback in callbacks if isinstance(callback, Throughput))
+        callbacks.append(ProgressLine(experiment.model.name, monitor, speed))
+    arranged = distributed.arrangement(config)
+    trainer = L.Trainer(
+        accelerator=config.accelerator,
+        devices=arranged["devices"],
+        num_nodes=arranged["num_nodes"],
+        strategy=arranged["strategy"],
+        precision=config.precision,
+        max_epochs=config.max_epochs,
+        max_steps=config.max_steps or -1,
+        val_check_interval=1,  # set below
+        check_val_every_n_epoch=None if config.validate_every else 1,  # None counts steps across epochs
+        num_sanity_val_steps=0,
+        log_every_n_steps=LOG_EVERY,
+        use_distributed_sampler=False,  # it would pad evaluation; the loader shards by itself
+        enable_progress_bar=False,  # ours is ProgressLine
+        enable_model_summary=False,
+        logger=logger or False,
+        callbacks=callbacks,
+        plugins=[WholeFiles(mapped=experiment.embedding is Tables.sharded), *arranged["plugins"]],
+        default_root_dir=folder,
+    )
+    distributed.check(experiment, trainer.world_size)
+    data.trainer = trainer
+    steps = len(data.train_dataloader())  # each process's share
+    interval = max(1, min(config.validate_every or steps // config.validations_per_epoch, config.max_steps or steps))
+    trainer.val_check_interval = interval
+    return trainer
+
+
+def check_device(config: TrainerConfig) -> None:
+    """Raises UserError for a device that this machine lacks, or a kernel that isn't for it."""
+    if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator=gpu, but this machine shows no GPU to torch; take trainer=cpu, or install a torch "
+            "build for your GPU."
+        )
+    device = device_of(config).type
+    if (config.kernel, device) in ((KernelName.gpu, "cpu"), (KernelName.cpu, "cuda")):
+        raise UserError(
+            f"trainer.kernel={config.kernel.value}, but the model will be on the {device.replace('cuda', 'gpu')}; "
+            "take trainer.kernel=auto."
+        )
+
+
+def device_of(config: TrainerConfig) -> torch.device:
+    """Where a model is looked at without a trainer: one device of the trainer's kind."""
+    device: torch.device = Fabric(accelerator=config.accelerator, devices=1).device
+    return device
+
+
+def prefetch(config: TrainerConfig) -> bool:
+    """Whether batches are made ahead. Beside a step on a CPU a batch takes 0.1 ms: there a thread gains nothing."""
+    if config.prefetch is not None:
+        return config.prefetch
+    return torch.cuda.is_available() and config.accelerator != "cpu"
+
+
+@contextmanager
+def compiled(model: ClickModel, wanted: bool) -> Iterator[None]:
+    """Train with a compiled head: the one part with a fixed width for which torch has no hand-written kernel here.
+
+    Raises UserError where torch can't compile.
+    """
+    if wanted:
+        head = model.network.head
+        assert isinstance(head, Head)
+        head.compile(dynamic=True)
+    try:
+        yield
+    except Exception as error:
+        if not wanted or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(
+            "trainer.compile=true: torch could not compile the network "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); take trainer.compile=false."
+        ) from error
+
+
+def calm() -> None:
+    """Lightning prints each line itself and hands it on to the root logger: once is enough."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor is newer than our oldest torch
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # the run folder holds the log already
+    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
