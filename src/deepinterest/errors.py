@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import re
 import sys
@@ -21,6 +23,7 @@ before_exit: list[Callable[[], None]] = []  # called after an error was shown: a
 
 # extras of pyproject.toml with Hydra's launchers
 LAUNCHERS = {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk, a quota, a file size limit
 
 
 class UserError(Exception):
@@ -65,13 +68,23 @@ def sentence(error: BaseException) -> str | None:
         return _one_line(cause if cause is not None and not str(error) else error)
     if isinstance(error, HydraException):
         return _one_line(error)
+    if reason := no_room(error):
+        return f"{getattr(error, 'filename', None) or 'a file'} could not be written: {reason}. Make room and run again"
     return None
+
+
+def no_room(error: BaseException) -> str | None:
+    """What the system says where an error means that the disk took no more; None where it means something else."""
+    found = re.search(r"\(os error (\d+)\)", str(error))  # how Polars words it
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return os.strerror(number) if number in FULL else None
 
 
 @contextmanager
 def sentences() -> Iterator[None]:
     """Show mistakes in settings as one sentence on stderr, other errors with their traceback; then exit with 1."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+    logging.raiseExceptions = False  # a line that a full disk doesn't take is no reason to stop, or for a traceback
     try:
         yield
     except Interrupted as error:

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from deepinterest.config import Behaviour, TaobaoConfig
-from deepinterest.data import sources
+from deepinterest.config import Behaviour, LeaveLastOutConfig, TaobaoConfig
+from deepinterest.data import sources, store
 from deepinterest.data.events import Events
 from deepinterest.data.sources import taobao
 from deepinterest.errors import UserError
@@ -232,3 +232,12 @@ def test_settings_by_name(settings: Callable[..., Any], tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"data\.behaviours=\[\] is not possible"):
         settings("dnn", tmp_path, "data=taobao", "data.behaviours=[]")
+
+
+def test_prepared(tmp_path: Path) -> None:
+    lines = [f"{user},{10 + step % 4},5,pv,{FIRST + 100 * step + user}" for user in range(9) for step in range(12)]
+    config = TaobaoConfig(path=str(write(tmp_path, "\n".join(lines).encode())))
+    folder = store.prepare(config, LeaveLastOutConfig(), str(tmp_path / "cache"))
+    assert store.load(folder).card["events"] == len(lines)
+    fewer = TaobaoConfig(path=config.path, behaviours=[Behaviour.pv])  # what is read is a part of the folder's name
+    assert store.prepare(fewer, LeaveLastOutConfig(), str(tmp_path / "cache")) != folder

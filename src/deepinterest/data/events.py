@@ -13,6 +13,7 @@ from deepinterest.errors import UserError
 
 REQUIRED = ("user", "item", "timestamp")
 LABEL = "label"
+DRAWS = 1 << 16  # random numbers at a time
 
 
 def refuse_nulls(values: pl.Series, where: str, called: str) -> None:
@@ -119,7 +120,7 @@ class Events:
             frame = frame.with_columns(labels(frame[label], name, f"column {label!r}").alias(LABEL))
             columns = [*REQUIRED, *features, LABEL]
         for feature in features:
-            frame = frame.with_columns(_quantity(frame[feature], name))
+            frame = frame.with_columns(quantity(frame[feature], name))
         frame = frame.with_columns(pl.col("timestamp").cast(pl.Int64))
         if ties is Ties.file:
             frame = frame.with_row_index("__row")
@@ -128,15 +129,15 @@ class Events:
         notes: dict[str, int] = {}
         for owner, owned in (("item", item_features), ("user", user_features)):
             for feature in owned:
-                frame, several = _one_value_per(owner, frame, feature)
+                frame, several = one_value_per(owner, frame, feature)
                 if several:
                     notes[f"{owner}s with several values of {feature}"] = several
         if limit_users is not None:
-            frame = _sample_users(frame, limit_users, seed)
+            frame = _limited(frame, limit_users, seed)
         if ties is Ties.file:
             frame = frame.sort("user", "timestamp", "__row").select(columns)
         else:
-            order = _shuffled_ties(frame, seed, list(context_features))
+            order = shuffled_ties(frame, seed, context_features)
             unsorted = frame.select(columns).get_columns()
             del frame
             frame = pl.DataFrame([unsorted.pop(0).gather(order) for _ in columns])  # so one at a time is there twice
@@ -174,7 +175,7 @@ def _refuse_names(features: list[str], name: str) -> None:
             )
 
 
-def _quantity(values: pl.Series, name: str) -> pl.Series:
+def quantity(values: pl.Series, name: str) -> pl.Series:
     """The same with null for not a number; raises UserError with the row of an infinite one."""
     if not values.dtype.is_float():
         return values
@@ -185,20 +186,26 @@ def _quantity(values: pl.Series, name: str) -> pl.Series:
     return values.fill_nan(None)
 
 
-def labels(values: pl.Series, where: str, called: str) -> pl.Series:
-    """0 and 1 as UInt8; raises UserError with the row of anything else, and if only one of them occurs."""
+def labels(values: pl.Series, where: str, called: str, both: bool = True) -> pl.Series:
+    """0 and 1 as UInt8; raises UserError with the row of anything else, and with `both` if only one of them occurs."""
     refuse_nulls(values, where, called)
     numbers = values.cast(pl.Float64, strict=False) if not values.dtype.is_nested() else pl.Series([None] * len(values))
     wrong = ~numbers.is_in([0.0, 1.0]).fill_null(False)
     if wrong.any():
         row = int(wrong.arg_max() or 0)
         raise UserError(f"{where}: {called} holds {values[row]!r} in row {row + 1}: labels must be 0 or 1.")
-    if numbers.n_unique() == 1:
+    if both:
+        refuse_one_label(int(numbers.sum()), len(values), where, called)
+    return numbers.cast(pl.UInt8)
+
+
+def refuse_one_label(ones: int, rows: int, where: str, called: str) -> None:
+    """Raise UserError where all labels are the same."""
+    if ones in (0, rows):
         raise UserError(
-            f"{where}: {called} is {int(numbers[0])} in all {len(values)} rows: a label needs both 0 and 1; "
+            f"{where}: {called} is {int(ones > 0)} in all {rows} rows: a label needs both 0 and 1; "
             "set data.columns.label to null if every row is an event."
         )
-    return numbers.cast(pl.UInt8)
 
 
 def _left_out(dropped: Mapping[str, int] | None) -> str:
@@ -206,39 +213,61 @@ def _left_out(dropped: Mapping[str, int] | None) -> str:
     return f" left (rows dropped: {reasons})" if reasons else ""
 
 
-def _one_value_per(owner: str, frame: pl.DataFrame, feature: str) -> tuple[pl.DataFrame, int]:
+def one_value_per(owner: str, frame: pl.DataFrame, feature: str) -> tuple[pl.DataFrame, int]:
     """Give each `owner` (item or user) its most frequent known value of `feature` (ties: the smallest).
 
     Also counts those that had several.
     """
-    known = frame.lazy().filter(pl.col(feature).is_not_null()).group_by(owner, feature).len()
-    chosen = (
-        known.sort(owner, "len", feature, descending=[False, True, False])
-        .group_by(owner, maintain_order=True)
-        .agg(pl.col(feature).first(), pl.len().alias("values"))
-        .collect(engine="streaming")
-    )
+    chosen = most_frequent(owner, value_counts(owner, frame, feature), feature)
     several = int((chosen["values"] > 1).sum())
     if several == 0 and frame[feature].null_count() == 0:
         return frame, 0
     return frame.drop(feature).join(chosen.drop("values"), on=owner, how="left"), several
 
 
-def _sample_users(frame: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
+def value_counts(owner: str, frame: pl.DataFrame, feature: str) -> pl.LazyFrame:
+    """owner, feature and len: how often each known value stands beside each owner."""
+    return frame.lazy().filter(pl.col(feature).is_not_null()).group_by(owner, feature).len()
+
+
+def most_frequent(owner: str, counts: pl.LazyFrame, feature: str) -> pl.DataFrame:
+    """owner, feature (its most frequent value; ties: the smallest) and values (how many it had), of `value_counts`."""
+    return (
+        counts.sort(owner, "len", feature, descending=[False, True, False])
+        .group_by(owner, maintain_order=True)
+        .agg(pl.col(feature).first(), pl.len().alias("values"))
+        .collect(engine="streaming")
+    )
+
+
+def _limited(frame: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
     touches = frame.filter(pl.col(LABEL) == 1) if LABEL in frame.columns else frame
+    users = sample_users(touches["user"], limit, seed)
+    return frame if users is None else frame.join(users.to_frame(), on="user", how="semi")
+
+
+def sample_users(users: pl.Series, limit: int, seed: int) -> pl.Series | None:
+    """So many of `users`, each once, ascending; None where there are no more than that."""
     # Sorted first, so that the sample does not depend on the order of the file.
-    users = touches["user"].unique().sort()
+    users = users.unique().sort()
     if limit >= len(users):
-        return frame
+        return None
     rows = np.random.default_rng(seed).choice(len(users), size=limit, replace=False)
-    return frame.join(users[np.sort(rows)].to_frame(), on="user", how="semi")
+    return users[np.sort(rows)]
 
 
-def _shuffled_ties(frame: pl.DataFrame, seed: int, context: list[str]) -> np.ndarray:
+def shuffled_ties(
+    frame: pl.DataFrame, seed: int, context: Sequence[str], before: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
     """(E,) uint32 rows by user and time; events of one user at one time get a random order.
 
     A file's own order within a basket can give the answer away (by product id, by price, target last), and the order
-    of items would do the same. The canonical sort first makes the random keys independent of the file's order.
+    of items would do the same. The canonical sort first makes the random keys independent of the file's order, and
+    also of the partition: an event's key hangs on its place among all events.
+
+    Args:
+        before: where `frame` is a part of a log that holds whole users, 0 … U'-1: the place in the log's canonical
+            order of the first touch of each, and of its first impression in vain, (U',) each. Touches come first.
     """
     labelled = LABEL in frame.columns
     key = _user_and_time(frame)
@@ -246,24 +275,51 @@ def _shuffled_ties(frame: pl.DataFrame, seed: int, context: list[str]) -> np.nda
     key = key[order]
     same = key[1:] == key[:-1]
     tied = np.flatnonzero(np.append(same, False) | np.append(False, same))  # only these have an order to choose
-    distinct = ["item", *context, *([LABEL] if labelled else [])]
+    distinct = ["item", *context, *([LABEL] if labelled else [])]  # rows equal in all of it are the same row
     rows = pl.DataFrame({"__key": key[tied], "__row": order[tied]}).with_columns(
         frame[name].gather(order[tied]) for name in distinct
     )
     del key, same
     rows = rows.sort("__key", *distinct)
     order[tied] = rows["__row"].to_numpy()
-    rng = np.random.default_rng([seed, 1])
-    if labelled:  # touches first: they stand in the same order without the others
-        touch = frame[LABEL].gather(order).to_numpy() == 1
-        keys = np.empty(frame.height)
-        for part in (touch, ~touch):
-            keys[part] = rng.random(np.count_nonzero(part))
-    else:
-        keys = rng.random(frame.height)
-    rows = rows.with_columns(pl.Series("__random", keys[tied])).sort("__key", "__random")
+    keys = draws_at([seed, 1], _places(frame, order, tied, before))
+    rows = rows.with_columns(pl.Series("__random", keys)).sort("__key", "__random")
     order[tied] = rows["__row"].to_numpy()
     return order
+
+
+def _places(
+    frame: pl.DataFrame, order: np.ndarray, rows: np.ndarray, before: tuple[np.ndarray, np.ndarray] | None
+) -> np.ndarray:
+    """The places of `rows` of the ordered frame in the log; touches first: they have the same without the others."""
+    labelled = LABEL in frame.columns
+    if not labelled and before is None:
+        return rows
+    touch = frame[LABEL].gather(order).to_numpy() == 1 if labelled else np.ones(len(order), dtype=bool)
+    count = np.concatenate([[0], np.cumsum(touch, dtype=np.int64)])  # touches before each row
+    touch = touch[rows]
+    if before is None:
+        return np.where(touch, count[rows], count[-1] + rows - count[rows])
+    user = frame["user"].gather(order).to_numpy()
+    begin = np.searchsorted(user, user[rows])  # where the user's rows begin
+    touches = count[rows] - count[begin]
+    return np.where(touch, before[0][user[rows]] + touches, before[1][user[rows]] + rows - begin - touches)
+
+
+def draws_at(seed: Sequence[int], places: np.ndarray) -> np.ndarray:
+    """(n,) places -> (n,) float64: what default_rng(seed).random(…) holds there."""
+    result = np.empty(len(places))
+    if not len(places):
+        return result
+    order = np.argsort(places, kind="stable")
+    block, begin = np.unique(places[order] // DRAWS, return_index=True)
+    rng = np.random.default_rng(seed)
+    at = 0
+    for number, rows in zip(block.tolist(), np.split(order, begin[1:]), strict=True):
+        rng.bit_generator.advance(number * DRAWS - at)  # type: ignore[attr-defined]
+        result[rows] = rng.random(DRAWS)[places[rows] - number * DRAWS]
+        at = (number + 1) * DRAWS
+    return result
 
 
 def _user_and_time(frame: pl.DataFrame) -> np.ndarray:

@@ -10,16 +10,18 @@ from urllib.parse import quote
 
 import numpy as np
 import polars as pl
+from isal import isal_zlib
 
 from deepinterest.config import (
     DataConfig,
     Distribution,
+    EventFileConfig,
     LabelledConfig,
     LastEventConfig,
     ProtocolConfig,
     SyntheticConfig,
 )
-from deepinterest.data import catalogue, labelled, sources
+from deepinterest.data import catalogue, labelled, partitions, sources
 from deepinterest.data.core import keep_core
 from deepinterest.data.events import Events
 from deepinterest.data.log import Log
@@ -33,20 +35,27 @@ STAGES = ("reading events", "splitting", "drawing negatives", "building vocabula
 SAMPLE_ARRAYS = ("user", "history_end", "candidate_offsets", "candidates", "label", "position")
 ROW_ARRAYS = ("time", "context")  # of impressions only
 PIECE = 1 << 16  # bytes that are written at once
+CHECKSUMS = "checksums.json"
+CHECKED = 1 << 20  # bytes that are read at once
 HASHED_ARRAYS = (*SAMPLE_ARRAYS[:-1], "time")
 
 
-def write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Callable[[str], object]) -> None:
-    """Prepare and write; `stage` hears each of STAGES as it begins.
+def write(
+    folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Callable[[str], object], scratch: Path
+) -> None:
+    """Prepare and write; `stage` hears each of STAGES as it begins. Parts of a log in partitions lie in `scratch`.
 
     Raises UserError for whatever is wrong with the source or leaves a split empty, and OSError for the disk.
     """
     stage("reading events")
-    events = _read(data, protocol)
+    events = _read(data, protocol, scratch)
     rows = events.rows if isinstance(protocol, LastEventConfig) else None
     further = pl.concat([rows.train["item"], rows.test["item"]]) if rows else None
     log, items, users = Log.of(events, further)
-    per_item, per_user = catalogue.raw(events, items, users, rows)
+    if isinstance(events, partitions.CodedEvents):
+        per_item, per_user = events.catalogues(items, users)
+    else:
+        per_item, per_user = catalogue.raw(events, items, users, rows)
     if not events.labelled:
         events.frame = events.frame.select(events.context_features)  # the log has what else is needed
     if rows and isinstance(protocol, LastEventConfig):
@@ -130,6 +139,31 @@ def write(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Calla
     held.users.write_parquet(folder / "users.parquet")
     (folder / "sizes.json").write_text(json.dumps(held.sizes()))
     (folder / "card.json").write_text(json.dumps(card, indent=2))
+    checks = {path.name: _check(path) for path in sorted(folder.iterdir())}
+    (folder / CHECKSUMS).write_text(json.dumps(checks, indent=0))
+
+
+def damaged(folder: Path) -> list[str]:
+    """The files of a prepared folder that aren't what was written: changed, cut short, or gone.
+
+    Every byte is read, at several GB a second where it is in the system's cache.
+    """
+    try:
+        checks: dict[str, list[int]] = json.loads((folder / CHECKSUMS).read_text())
+        return [name for name, known in checks.items() if _check(folder / name) != known]
+    except (OSError, ValueError, AttributeError):
+        return [CHECKSUMS]
+
+
+def _check(path: Path) -> list[int]:
+    """Size in bytes and CRC-32; no file is -1."""
+    if not path.is_file():
+        return [-1, 0]
+    size = check = 0
+    with path.open("rb") as file:
+        while piece := file.read(CHECKED):
+            size, check = size + len(piece), isal_zlib.crc32(piece, check)
+    return [size, check]
 
 
 def save(path: Path, values: np.ndarray) -> None:
@@ -159,9 +193,12 @@ def hash_of(*parts: np.ndarray | bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(data: DataConfig, protocol: ProtocolConfig) -> Events:
+def _read(data: DataConfig, protocol: ProtocolConfig, scratch: Path) -> Events:
     """The source's events, of its core, of users with enough of them; labels only where the protocol takes them."""
-    events = sources.load(data)
+    if isinstance(data, EventFileConfig) and data.partitions > 1:
+        events: Events = partitions.load(data, scratch)
+    else:
+        events = sources.load(data)
     if not isinstance(protocol, LabelledConfig):
         events = events.positives()
     elif not events.labelled:

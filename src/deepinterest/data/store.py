@@ -1,16 +1,17 @@
 """The prepared data set on disk: every event once, memory-mapped, shared by all processes.
 
 It lies in the user's cache folder under a fingerprint of source, settings and this code. It is written beside its place
-and renamed when complete, under a lock, so that jobs running side by side prepare it once.
+and renamed when complete, under a lock, so that jobs running side by side prepare it once. Who opens it compares every
+file with the checksum it was written with; what doesn't fit is prepared anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -25,14 +26,18 @@ from platformdirs import user_cache_path
 from deepinterest.config import DataConfig, ProtocolConfig
 from deepinterest.data import sources
 from deepinterest.data.log import Log
-from deepinterest.data.prepare import SAMPLE_ARRAYS, STAGES, hash_of, vocabulary_file, write
+from deepinterest.data.prepare import SAMPLE_ARRAYS, STAGES, damaged, hash_of, vocabulary_file, write
 from deepinterest.data.protocols import SPLITS
 from deepinterest.data.samples import Samples
 from deepinterest.data.vocabulary import Buckets, Vocabulary
 from deepinterest.data.vocabulary import load as load_vocabulary
-from deepinterest.errors import UserError
+from deepinterest.errors import UserError, no_room
 
 __all__ = ["SPLITS", "STAGES", "Store", "load", "prepare"]
+
+log = logging.getLogger(__name__)
+HOW = ("partitions", "engine", "ray_address")  # settings that don't change the result
+_whole: dict[Path, int] = {}  # folders that this process has checked, and when they were written
 
 
 @dataclass
@@ -91,31 +96,69 @@ def prepare(
     """
     identity = {
         "source": sources.fingerprint(data),
-        "data": _plain(asdict(data)),
+        "data": {key: value for key, value in _plain(asdict(data)).items() if key not in HOW},
         "protocol": _plain(asdict(protocol)),
         "code": _code_hash(),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
     root = Path(cache) if cache else user_cache_path("deepinterest")
     folder = root / f"{data.name}-{protocol.name}-{key}"
-    if (folder / "card.json").is_file():
+    if folder.is_dir() and _fine(folder):
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{folder.name}.lock"):
-            if not (folder / "card.json").is_file():
-                beside = Path(tempfile.mkdtemp(prefix=".preparing-", dir=root))
-                try:
-                    write(beside, data, protocol, stage)
-                    os.replace(beside, folder)
-                finally:
-                    shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
+            if folder.is_dir() and not _fine(folder):
+                log.warning("%s is damaged (%s); it is prepared anew.", folder, ", ".join(damaged(folder)))
+                os.replace(folder, _emptied(folder.with_name(f".damaged-{folder.name}")))  # a run may still read it
+            if not folder.is_dir():
+                _prepare(folder, data, protocol, stage)
+    except Exception as error:
+        reason = no_room(error) or (isinstance(error, OSError) and (error.strerror or str(error)))
+        if not reason:
+            raise
         raise UserError(
-            f"Prepared data could not be written to {root}: {error.strerror or error}. "
-            "Name another folder by paths.cache=…"
+            f"Prepared data could not be written to {root}: {reason}. Name another folder by paths.cache=…"
         ) from error
     return folder
+
+
+def _prepare(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Callable[[str], object]) -> None:
+    """Fill `folder`, under its lock. Only a kill leaves something beside it, and the next to come here clears that."""
+    _emptied(folder.with_name(f".damaged-{folder.name}"))
+    beside = _emptied(folder.with_name(f".preparing-{folder.name}"))
+    scratch = folder.with_name(f".partitions-{getattr(data, 'partitions', 1)}-{folder.name}")
+    beside.mkdir()
+    try:
+        write(beside, data, protocol, stage, scratch)
+        os.replace(beside, folder)
+    except Exception as error:
+        if isinstance(error, OSError | UserError) or no_room(error):
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    for scratch in folder.parent.glob(f".partitions-*-{folder.name}"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _emptied(path: Path) -> Path:
+    if path.exists():
+        shutil.rmtree(path)
+    return path
+
+
+def _fine(folder: Path) -> bool:
+    """Whether all files are as they were written; a process reads them through once."""
+    try:
+        written = (folder / "card.json").stat().st_mtime_ns
+    except OSError:
+        return False
+    if _whole.get(folder) != written:
+        if damaged(folder):
+            return False
+        _whole[folder] = written
+    return True
 
 
 def load(folder: Path) -> Store:
@@ -159,4 +202,6 @@ def _code_hash() -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.name if isinstance(value, Enum) else value

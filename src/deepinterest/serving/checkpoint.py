@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from isal import isal_zlib
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from deepinterest.config import SETTINGS_OF_A_MODEL, ExperimentConfig, restored
 from deepinterest.errors import UserError
 from deepinterest.training.calibration import Calibration
+
+LOCAL_HEADER = "<4s5H3I2H"  # before each part of a zip: its sign, what the directory has too, and two lengths
+PIECE = 1 << 20  # bytes that are read at once
+_whole: set[tuple[str, int, int, int]] = set()  # files that this process has checked
 
 
 @dataclass
@@ -40,10 +48,17 @@ class Checkpoint:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Read on the CPU; raises UserError for what is no checkpoint of this program."""
+    """Read on the CPU; raises UserError for what is no checkpoint of this program, or not the one that was written."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint={path} is not a file.")
+    try:
+        refuse_damage(path)
+    except (OSError, zipfile.BadZipFile, struct.error) as error:
+        raise UserError(
+            f"checkpoint={path} is no checkpoint, or is damaged or cut short ({error}); take another of its run, such "
+            "as the other one of best.ckpt and last.ckpt"
+        ) from error
     try:
         # Mapped: of the optimiser's state, twice the weights, nothing is read.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -59,6 +74,29 @@ def read(path: str | Path) -> Checkpoint:
         raise UserError(
             f"checkpoint={path} can't be read as a checkpoint of this program ({type(error).__name__})."
         ) from error
+
+
+def refuse_damage(path: Path) -> None:
+    """Compare a checkpoint's parts with the checksums in it, which torch doesn't where it maps the file.
+
+    All of it is read, at several GB a second where it is in the system's cache; by a process once for each file.
+    Raises BadZipFile, struct.error or OSError where it isn't whole.
+    """
+    state = path.stat()
+    known = (str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+    if known in _whole:
+        return
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for part in archive.infolist():
+            file.seek(part.header_offset)
+            sign, *_, name, further = struct.unpack(LOCAL_HEADER, file.read(struct.calcsize(LOCAL_HEADER)))
+            file.seek(name + further, os.SEEK_CUR)
+            check, left = 0, part.file_size
+            while left and (piece := file.read(min(left, PIECE))):
+                check, left = isal_zlib.crc32(piece, check), left - len(piece)
+            if sign != b"PK\3\4" or left or check != part.CRC:
+                raise zipfile.BadZipFile(f"{part.filename} isn't what was written")
+    _whole.add(known)
 
 
 def as_trained(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -23,7 +24,22 @@ SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill meanwhile leaves the one before."""
+    """Writes a checkpoint beside its place and renames it, so that a kill meanwhile leaves the one before.
+
+    Args:
+        mapped: leave tensors on the disk when reading, for whoever takes only a part of each.
+    """
+
+    def __init__(self, mapped: bool = False) -> None:
+        self.mapped = mapped
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, place: storage, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        if not self.mapped:
+            return super().load_checkpoint(path, map_location, weights_only)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -32,9 +48,12 @@ class WholeFiles(TorchCheckpointIO):
         try:
             torch.save(checkpoint, beside)
             os.replace(beside, path)
-        except BaseException:
+        except RuntimeError as error:  # how torch's own writer says that the disk took no more
+            if not any(word in str(error) for word in ("inline_container", "PytorchStreamWriter", "file write")):
+                raise
+            raise OSError(errno.ENOSPC, f"{path.name} could not be written whole: no room is left") from error
+        finally:
             beside.unlink(missing_ok=True)
-            raise
 
 
 class Checkpoints(Checkpoint):

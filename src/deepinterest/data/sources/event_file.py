@@ -1,8 +1,11 @@
-"""Your own log of events: CSV, TSV, Parquet, NDJSON or Arrow."""
+"""Your own log of events: CSV, TSV, Parquet, NDJSON or Arrow, in one file or in many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,10 +43,47 @@ PER_MS = {TimestampUnit.s: 1 / 1000, TimestampUnit.ms: 1, TimestampUnit.us: 1_00
 
 
 def load(config: EventFileConfig) -> Events:
-    """Read `config.path`; raises UserError for whatever is wrong with the file, its columns or its values."""
+    """Read `config.path`; raises UserError for whatever is wrong with a file, its columns or its values."""
+    paths = files(config)
+    held = {path: frame for path in paths if (frame := read(path, config, len(paths) > 1)) is not None}
+    paths, frames = list(held), list(held.values())
+    refuse_all_empty(config, len(frames))
+    frame = frames[0]
+    if len(frames) > 1:
+        types = common([types_of(frame) for frame in frames], [str(path) for path in paths])
+        frame = pl.concat([frame.cast(types) for frame in frames])  # type: ignore[arg-type]
+    del frames, held
+    return Events.build(
+        frame,
+        item_features(config),
+        Path(config.path).name,
+        {},
+        config.seed,
+        config.limit_users,
+        config.ties,
+        user_features=config.columns.user_features,
+        context_features=config.columns.context_features,
+        label=LABEL if LABEL in frame.columns else None,
+    )
+
+
+def item_features(config: EventFileConfig) -> list[str]:
+    """The category, where there is one, and the others."""
+    return [*(["category"] if config.columns.category is not None else []), *config.columns.item_features]
+
+
+def read(path: Path, config: EventFileConfig, part: bool = False) -> pl.DataFrame | None:
+    """The columns of one file by their roles; raises UserError.
+
+    Args:
+        part: the file is one of several. Then it may be empty, which gives None, and may hold labels of one kind.
+    """
     features = _features(config)
-    path = _existing(config)
-    frame = _read(path, config)
+    if part and path.stat().st_size == 0:
+        return None
+    frame = _read(path, config, part)
+    if frame.is_empty():
+        return None
     where, keys = str(path), _keys(config)
 
     def called(role: str) -> str:
@@ -66,27 +106,72 @@ def load(config: EventFileConfig) -> Events:
     for name in features:
         columns[name] = _feature(frame[name], where, name in config.columns.numeric, is_text)
     if "label" in keys:
-        columns[LABEL] = labels(frame[LABEL], where, called("label"))
-    del frame  # as large as the events themselves
-    return Events.build(
-        pl.DataFrame(columns),
-        [*(["category"] if "category" in keys else []), *config.columns.item_features],
-        path.name,
-        {},
-        config.seed,
-        config.limit_users,
-        config.ties,
-        user_features=config.columns.user_features,
-        context_features=config.columns.context_features,
-        label=LABEL if "label" in keys else None,
-    )
+        columns[LABEL] = labels(frame[LABEL], where, called("label"), both=not part)
+    return pl.DataFrame(columns)
+
+
+def refuse_all_empty(config: EventFileConfig, held: int) -> None:
+    """Raise UserError where no file of a pattern holds an event."""
+    if held == 0:
+        raise UserError(f"data.path is {config.path!r}, and every file that fits it is empty: correct the pattern.")
+
+
+def types_of(frame: pl.DataFrame) -> dict[str, pl.DataType]:
+    """The type of each column; Null for one without a value."""
+    return {
+        name: pl.Null() if frame[name].null_count() == frame.height else kind for name, kind in frame.schema.items()
+    }
+
+
+def common(schemas: Sequence[dict[str, pl.DataType]], where: Sequence[str]) -> dict[str, pl.DataType]:
+    """The type of each column that holds the values of all files; raises UserError where there is none.
+
+    An id that is a number in one file and text in another is text.
+    """
+    types: dict[str, pl.DataType] = {}
+    for column in schemas[0]:
+        found = [schema[column] for schema in schemas]
+        at = [place for place, kind in enumerate(found) if kind != pl.Null]
+        floats = [found[place].is_float() for place in at]
+        if any(floats) and not all(floats):
+            one, other = where[at[floats.index(True)]], where[at[floats.index(False)]]
+            raise UserError(
+                f"column {column!r} holds quantities in {one} and whole numbers or text in {other}: name it in "
+                "data.columns.numeric, or write one of the files anew."
+            )
+        kinds = {found[place] for place in at}
+        types[column] = kinds.pop() if len(kinds) == 1 else pl.String()
+    return types
 
 
 def fingerprint(config: EventFileConfig) -> dict[str, Any]:
-    """Absolute path, size (bytes) and time of change (ns) of the file; raises UserError if it is missing."""
-    path = _existing(config).resolve()
-    stat = path.stat()
-    return {"name": "events", "path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    """Absolute path, size (bytes) and time of change (ns) of the file, or a hash of those of all files.
+
+    Raises UserError if there is none.
+    """
+    found = [(path.resolve(), path.stat()) for path in files(config)]
+    states = [{"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for path, stat in found]
+    if len(states) == 1:
+        return {"name": "events", **states[0]}
+    digest = hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    return {"name": "events", "files": len(states), "states": digest}
+
+
+def files(config: EventFileConfig) -> list[Path]:
+    """The file that `config.path` names, or those that fit it as a pattern, by name; raises UserError."""
+    if not glob.has_magic(config.path) or Path(config.path).expanduser().exists():
+        return [_existing(config)]
+    found = [Path(name) for name in sorted(glob.glob(str(Path(config.path).expanduser()), recursive=True))]
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise UserError(f"data.path is {config.path!r}, and no file fits this pattern: correct it.")
+    kinds = sorted({path.suffix.lower() for path in found})
+    if len(kinds) > 1 or kinds[0] not in SCANNERS:
+        raise UserError(
+            f"data.path is {config.path!r}, and the files that fit it end in {', '.join(map(repr, kinds))}: they must "
+            f"have one extension, of {', '.join(SCANNERS)}."
+        )
+    return found
 
 
 def _keys(config: EventFileConfig) -> dict[str, str]:
@@ -133,7 +218,9 @@ def _features(config: EventFileConfig) -> list[str]:
 def _existing(config: EventFileConfig) -> Path:
     path = Path(config.path).expanduser()
     if path.is_dir():
-        raise UserError(f"data.path is {str(path)!r}, a folder: give one file.")
+        raise UserError(
+            f"data.path is {str(path)!r}, a folder: give one file, or a pattern such as '{path}/*.parquet'."
+        )
     if not path.is_file():
         raise UserError(f"data.path is {str(path)!r}, and there is no such file: correct the path.")
     if path.suffix.lower() not in SCANNERS:
@@ -145,7 +232,7 @@ def _existing(config: EventFileConfig) -> Path:
     return path
 
 
-def _read(path: Path, config: EventFileConfig) -> pl.DataFrame:
+def _read(path: Path, config: EventFileConfig, may_be_empty: bool) -> pl.DataFrame:
     """The columns the settings name, under the names of their roles."""
     kind = path.suffix.lower()
     keys = _keys(config)
@@ -170,7 +257,7 @@ def _read(path: Path, config: EventFileConfig) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]
         raise UserError(f"{path} cannot be read as {kind} ({reason}): write it anew or correct data.path.") from error
-    if frame.is_empty():
+    if frame.is_empty() and not may_be_empty:
         raise UserError(f"{path} is empty: it has columns ({', '.join(present)}) and no rows.")
     return frame
 
