@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +68,46 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def leet(path: Path) -> list[dict[str, Any]]:
+    """The records of a run of Weights & Biases, as its own reader tells them."""
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@dataclass
+class LoggedRun:
+    """A run of DIEN on synthetic data, logged offline and read back."""
+
+    folder: Path  # of the run
+    logged: Path  # of its log
+    settings: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    def items(self, kind: str, key: str = "item") -> dict[str, list[Any]]:
+        """What was logged under each name, in order: of "history", "stats" (the machine), "summary" or "config"."""
+        found: dict[str, list[Any]] = {}
+        for record in self.records:
+            if record["type"] == kind:
+                for name, value in record[kind].get(key, {}).items():
+                    found.setdefault(name, []).append(value)
+        return found
+
+
+@pytest.fixture(scope="session")
+def logged_run(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> LoggedRun:
+    from deepinterest import experiment
+    from deepinterest.training import loggers
+
+    folder = tmp_path_factory.mktemp("logged")
+    more = ("logger.name=wandb", "logger.mode=offline", "logger.tags=[mine]", "trainer.batch_size=32")
+    config, resolved = settings("dien", folder, *more)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID", "WANDB_MODE", "WANDB_PROJECT"):
+            patch.delenv(name, raising=False)
+        patch.setattr(loggers, "SYSTEM_SECONDS", 0.3)  # else so short a run has one look at the machine
+        experiment.run(config, resolved)
+    (logged,) = (folder / "wandb").glob("offline-run-*")
+    return LoggedRun(folder / "run", logged, resolved, leet(logged))

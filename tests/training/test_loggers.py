@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import logging
 import os
+import pty
+import runpy
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from matplotlib.figure import Figure
 
-from conftest import Settings
+from conftest import LoggedRun, Settings, leet
 from deepinterest.config import LoggerConfig, LoggerMode
 from deepinterest.errors import UserError
-from deepinterest.training import loggers
+from deepinterest.sweep import processes
+from deepinterest.training import loggers, naming
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "http_proxy", "https_proxy", "HTTPS_PROXY"):
+    for name in [name for name in os.environ if name.startswith("WANDB_")] + [
+        "http_proxy",
+        "https_proxy",
+        "HTTPS_PROXY",
+    ]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
@@ -41,10 +53,42 @@ def figure() -> Figure:
     return result
 
 
-def leet(path: Path) -> list[dict[str, Any]]:
-    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(path)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
-    return [json.loads(line) for line in lines if line.startswith("{")]
+def test_a_run_logs_what_it_promises(logged_run: LoggedRun) -> None:
+    """docs/wandb.md says it; read back as wandb's own viewer reads it."""
+    history, machine = logged_run.items("history"), logged_run.items("stats")
+    (started,) = (record["run"] for record in logged_run.records if record["type"] == "run")
+    assert (started["display_name"], started["run_group"]) == ("dien synthetic s1", "dien")
+    assert set(started["tags"]) == {"dien", "synthetic", "leave_last_out", "mine"}
+    metrics = json.loads((logged_run.folder / "metrics.json").read_text())
+
+    for name in ("train/loss", "train/click_loss", "train/auxiliary_loss"):
+        assert len(history[name]) >= 2, name
+    assert len(history["train/samples_per_s"]) >= 3
+    for name in ("auc", "gauc", "logloss", "ece", "accuracy"):
+        assert len(history[f"val/{name}"]) == 4, name  # three in the epoch, and the best checkpoint's
+        assert len(history[f"test/{name}"]) == 1, name
+    assert max(history["val/auc"]) == pytest.approx(history["val/auc"][-1], abs=1e-6)
+    for name in ("probe/popularity_auc", "seconds", "samples_per_s", "parameters", "memory_gib"):
+        assert history[name] == [pytest.approx(metrics[name])], name
+    summary = logged_run.items("summary", "update")
+    for name in ("val/auc", "val/logloss", "test/auc", "test/gauc"):
+        assert summary[name][-1] == pytest.approx(metrics[name], abs=1e-6), name
+
+    axis = [record["metric"] for record in logged_run.records if record["type"] == "metric"]
+    assert [metric.get("step_metric") for metric in axis] == [None, "trainer/global_step"]
+    steps = history["trainer/global_step"]
+    assert steps == sorted(steps)
+    assert steps[-1] == metrics["steps"]
+
+    config = started["config"]["update"] | logged_run.items("config", "update")
+    assert {name: config[name] for name in logged_run.settings} == logged_run.settings
+    assert config["data_card"][0]["split_hash"]
+
+    for name in ("roc", "calibration", "learning_curves", "attention"):
+        (path,) = history[f"{name}.path"]
+        assert (logged_run.logged / "files" / path).read_bytes().startswith(b"\x89PNG")
+    for name in ("cpu", "memory_percent", "proc.memory.rssMB"):
+        assert len(machine[name]) > 1, name
 
 
 def test_offline_run_holds_curves_config_and_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -160,9 +204,10 @@ def test_names_say_what_was_set(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], name: str
 ) -> None:
     config, _ = settings("dien", tmp_path, *(word for word in words if word.startswith("seed")))
-    monkeypatch.setattr(loggers, "HydraConfig", hydra_of(RunMode.RUN, words))
-    assert loggers.run_name(config) == name
-    assert loggers.group_of(config) == "dien"
+    monkeypatch.setattr(naming, "HydraConfig", hydra_of(RunMode.RUN, words))
+    assert naming.run_name(config) == name
+    assert naming.group_of(config) == "dien"
+    assert not naming.in_sweep()
 
 
 def hydra_of(mode: RunMode, words: tuple[str, ...]) -> Any:
@@ -174,30 +219,117 @@ def hydra_of(mode: RunMode, words: tuple[str, ...]) -> Any:
 
 def test_without_a_command_line_there_is_a_name(settings: Settings, tmp_path: Path) -> None:
     config, _ = settings("din", tmp_path, "logger.tags=[mine,din]")
-    assert (loggers.run_name(config), loggers.group_of(config)) == ("din synthetic s1", "din")
-    assert loggers.tags_of(config) == ["din", "synthetic", "leave_last_out", "mine"]
+    assert (naming.run_name(config), naming.group_of(config)) == ("din synthetic s1", "din")
+    assert naming.tags_of(config) == ["din", "synthetic", "leave_last_out", "mine"]
 
 
-def test_a_sweep_is_a_group_of_named_and_tagged_runs(tmp_path: Path, small: Callable[..., list[str]]) -> None:
-    """Two real jobs, read back as wandb's own viewer reads them."""
-    words = [word for word in small("dnn", "optimizer.lr=0.01,0.02", "seed=3") if word != "logger=none"]
-    command = [sys.executable, str(Path(__file__).parents[2] / "run.py"), "-m", *words, "logger=wandb"]
-    more = ["logger.tags=[mine]", f"paths.output={tmp_path}", f"paths.cache={tmp_path / 'cache'}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    answer = subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert answer.returncode == 0, answer.stderr
-    (sweep,) = (tmp_path / "sweeps").iterdir()
-    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
-    texts = [json.dumps(leet(folder)) for folder in folders]
-    assert len(texts) == 2
+def test_the_environment_names_and_groups(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _ = settings("din", tmp_path)
+    monkeypatch.setattr(naming, "HydraConfig", hydra_of(RunMode.RUN, ("optimizer.lr=0.01",)))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc123")  # `wandb agent` started this run
+    assert (naming.run_name(config), naming.group_of(config)) == ("din synthetic lr=0.01 s1", "abc123")
+    assert naming.in_sweep()
+    monkeypatch.setenv("WANDB_NAME", "mine")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
+    assert (naming.run_name(config), naming.group_of(config)) == ("mine", "ours")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """`python run.py WORDS` within this process, which has imported torch; returns what it wrote to its terminal."""
+
+    def run(*words: str) -> str:
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(sys, "argv", ["run.py", *words])
+        runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+        return terminal.getvalue()
+
+    monkeypatch.setenv("DEEPINTEREST_PARENT", "")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    state, handlers = copy.deepcopy(Singleton.get_state()), list(logging.getLogger().handlers)
+    yield run
+    Singleton.set_state(state)
+    logging.getLogger().handlers[:] = handlers
+
+
+def words_of(small: Callable[..., list[str]], folder: Path, *more: str) -> list[str]:
+    words = [word for word in small("dnn", "data.users=100", "seed=3") if word != "logger=none"]
+    more = ("logger=wandb", "logger.tags=[mine]", f"paths.output={folder}", f"paths.cache={folder / 'cache'}", *more)
+    return [*words, *more]
+
+
+def check_sweep(folder: Path) -> None:
+    """Two jobs with other learning rates, as wandb's own viewer reads them."""
+    (sweep,) = (folder / "sweeps").iterdir()
+    found = [(path, leet(path)) for path in sorted((folder / "wandb").glob("offline-run-*"))]
+    assert len(found) == 2
     for lr in ("0.01", "0.02"):
-        (text,) = (text for text in texts if f'"dnn synthetic lr={lr} s3"' in text)
-        assert f'"{sweep.name}"' in text
-        assert all(f'"{tag}"' in text for tag in ("dnn", "synthetic", "leave_last_out", "mine"))
+        ((run, records),) = (
+            (record["run"], records)
+            for _, records in found
+            for record in records
+            if record["type"] == "run" and record["run"]["display_name"] == f"dnn synthetic lr={lr} s3"
+        )
+        assert run["run_group"] == sweep.name
+        assert set(run["tags"]) == {"dnn", "synthetic", "leave_last_out", "mine"}
         job = next(path.parent for path in sweep.glob("*/config.yaml") if f"lr: {lr}" in path.read_text())
         metrics = json.loads((job / "metrics.json").read_text())
         summary: dict[str, Any] = {}
-        for record in leet(folders[texts.index(text)]):
+        for record in records:
             summary |= record.get("summary", {}).get("update", {})
         for name in ("val/auc", "test/auc"):  # of the best checkpoint
             assert summary[name] == pytest.approx(metrics[name], abs=1e-6)
+
+
+def test_a_sweep_is_a_group_of_named_and_tagged_runs(
+    tmp_path: Path, small: Callable[..., list[str]], command: Callable[..., str], settings: Settings
+) -> None:
+    said = command("-m", *words_of(small, tmp_path, "optimizer.lr=0.01,0.02"))
+    check_sweep(tmp_path)
+    assert "samples/s" not in said  # quiet, on a terminal too
+    # A job that goes on by itself keeps its name and its group.
+    (start,) = (tmp_path / "sweeps").glob("*/1/last.ckpt")
+    config, _ = settings("dnn", tmp_path, "seed=3")
+    assert naming.run_name(config, start) == "dnn synthetic lr=0.02 s3"
+    assert naming.group_of(config, start) == start.parents[1].name
+
+
+@pytest.mark.slow
+def test_jobs_in_processes_of_their_own_too(tmp_path: Path, small: Callable[..., list[str]]) -> None:
+    more = ("optimizer.lr=0.01,0.02", "trainer.devices=auto")
+    line = [sys.executable, str(ROOT / "run.py"), "-m", *words_of(small, tmp_path, *more)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    ours, theirs = pty.openpty()
+    answer = subprocess.run(line, stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path, env=environment)
+    os.close(theirs)
+    said = os.read(ours, 1 << 20).decode()
+    assert answer.returncode == 0, said
+    assert len(list((tmp_path / "sweeps").glob("*/*/.hydra/job.json"))) == 2
+    check_sweep(tmp_path)
+    assert "samples/s" not in said
+
+
+def test_a_job_in_its_own_process_is_told_its_name(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, str] = {}
+
+    def start(line: list[str], env: dict[str, str]) -> Any:
+        told.update(env)
+        (tmp_path / "metrics.json").write_text("{}")
+        return SimpleNamespace(wait=lambda: 0)
+
+    _, plain = settings("din", tmp_path, "trainer.devices=2")
+    monkeypatch.setattr(naming, "HydraConfig", hydra_of(RunMode.MULTIRUN, ("optimizer.lr=0.01",)))
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=start))
+    assert processes.run_alone(plain, tmp_path) == {}
+    assert (told["WANDB_NAME"], told["WANDB_RUN_GROUP"]) == ("din synthetic lr=0.01 s1", "2026-01-02_03-04-05")
+    monkeypatch.undo()
+    monkeypatch.setenv("DEEPINTEREST_JOB", told["DEEPINTEREST_JOB"])
+    assert naming.in_sweep()  # so that it is quiet

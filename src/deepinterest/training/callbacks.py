@@ -40,7 +40,7 @@ class Curves(Callback):
 
 
 class Throughput(Callback):
-    """Rows trained and the seconds of it, validation left out.
+    """Rows trained and the seconds of it, validation left out; the logger gets the speed since it was told last.
 
     A run that goes on counts on; `before` are the seconds that all of it had taken when it was saved.
     """
@@ -48,14 +48,14 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.rows, self.seconds, self._since = 0, 0.0, 0.0
         self.before, self._training, self._begin = 0.0, False, time.perf_counter()
+        self._told, self._silent = (0, 0.0), True  # rows and seconds when the logger was told; not since a validation
 
     def state_dict(self) -> dict[str, Any]:
-        now = time.perf_counter()
-        seconds = self.seconds + (now - self._since if self._training else 0)
-        return {"rows": self.rows, "seconds": seconds, "before": self.before + now - self._begin}
+        return {"rows": self.rows, "seconds": self.so_far, "before": self.before + time.perf_counter() - self._begin}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.seconds, self.before = (state_dict[name] for name in ("rows", "seconds", "before"))
+        self._told = self.rows, self.seconds
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._since, self._training = time.perf_counter(), True
@@ -64,13 +64,16 @@ class Throughput(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_index: int
     ) -> None:
         self.rows += len(batch) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._tell(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return  # a validation of its own, not one within training
+        if self._silent:
+            self._tell(trainer)
+        self._silent = True
         self._stop()
-        if trainer.logger:
-            trainer.logger.log_metrics({"train/samples_per_s": self.samples_per_second}, trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._since, self._training = time.perf_counter(), trainer.state.fn == TrainerFn.FITTING
@@ -78,9 +81,21 @@ class Throughput(Callback):
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._stop()
 
+    def _tell(self, trainer: L.Trainer) -> None:
+        now, (rows, seconds) = self.so_far, self._told
+        if trainer.logger and now > seconds:
+            speed = (self.rows - rows) / (now - seconds)
+            trainer.logger.log_metrics({"train/samples_per_s": speed}, trainer.global_step - 1)  # as Lightning counts
+        self._told, self._silent = (self.rows, now), False
+
     def _stop(self) -> None:
         self.seconds += time.perf_counter() - self._since
         self._since, self._training = time.perf_counter(), False
+
+    @property
+    def so_far(self) -> float:
+        """Seconds of training, those since the last validation too."""
+        return self.seconds + (time.perf_counter() - self._since if self._training else 0)
 
     @property
     def samples_per_second(self) -> float:

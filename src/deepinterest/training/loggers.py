@@ -3,70 +3,26 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
-import socket
 import time
 from collections.abc import Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
 
-from deepinterest.config import ExperimentConfig, LoggerConfig, LoggerMode
+from deepinterest.config import LoggerConfig, LoggerMode
 from deepinterest.errors import UserError
+from deepinterest.training.account import PROBE_SECONDS, base_url, has_key, reachable
 
 if TYPE_CHECKING:
     import wandb
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-PROBE_SECONDS = 3.0  # to reach the server at all
-# Settings that tell nothing of what a run is: not in its name. The first three are there in other words.
-UNNAMED = ("model", "data", "seed", "task", "checkpoint", "resume", "output", "experiment", "trainer")
-UNNAMED_GROUPS = ("logger", "paths", "sweep", "hydra", "tune", "explain")
-UNNAMED_OF_TRAINER = ("threads", "progress", "kernel", "devices", "prefetch", "compile", "accelerator")
-LONGEST_NAME = 100  # characters
-
-
-def run_name(config: ExperimentConfig) -> str:
-    """Such as `dien completejourney lr=0.001 s2`: what the command line set, without what says where and how it ran.
-
-    In a sweep only what differs between its jobs.
-    """
-    words = [config.model.name, config.data.name]
-    given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    if given and HydraConfig.get().mode == RunMode.MULTIRUN:
-        whole = Path(HydraConfig.get().sweep.dir) / "multirun.yaml"  # the sweep's command
-        common = set(OmegaConf.load(whole).hydra.overrides.task) if whole.is_file() else set()
-        given = [override for override in given if override not in common]
-    for override in given:
-        key, _, value = override.lstrip("+~").partition("=")
-        first, _, rest = key.partition(".")
-        hidden = key in UNNAMED or first in UNNAMED_GROUPS or (first == "trainer" and rest in UNNAMED_OF_TRAINER)
-        if not hidden and "/" not in value:  # paths are long, and of one machine
-            words.append(f"{key.rpartition('.')[2]}={value}")
-    name, seed = " ".join(words), f" s{config.seed}"
-    return (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…") + seed
-
-
-def group_of(config: ExperimentConfig) -> str:
-    """What a run is grouped by: its sweep, so that a sweep's runs stand together; its model outside of one."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return Path(HydraConfig.get().sweep.dir).name
-    return str(config.model.name)
-
-
-def tags_of(config: ExperimentConfig) -> list[str]:
-    """What runs are filtered by: model, data and protocol, then `logger.tags`; each once."""
-    return list(dict.fromkeys([config.model.name, config.data.name, config.protocol.name, *config.logger.tags]))
+SYSTEM_SECONDS = 5.0  # between two looks at the machine: a run of a minute should show some
 
 
 def make_logger(
@@ -123,7 +79,13 @@ def start_wandb(
 
     def init(mode: str, seconds: float) -> wandb.Run:
         settings = wandb.Settings(
-            init_timeout=seconds, quiet=True, silent=True, console="off", disable_code=True, disable_git=True
+            init_timeout=seconds,
+            quiet=True,
+            silent=True,
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            x_stats_sampling_interval=SYSTEM_SECONDS,
         )
         return wandb.init(
             project=config.project,
@@ -149,6 +111,9 @@ def start_wandb(
             wandb.teardown()
     if run is None:
         run = init(mode, config.init_timeout)
+    # The axis of every curve; Lightning sees to it only where it starts the run itself.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     if reason:
         log.warning("%s; logging offline", reason)
     if mode == "offline":
@@ -172,43 +137,6 @@ def choose_mode(config: LoggerConfig) -> tuple[str, str]:
     if not reachable(url, min(PROBE_SECONDS, config.init_timeout)):
         return "offline", f"{url} does not answer"
     return "online", ""
-
-
-def base_url() -> str:
-    """The server, from the environment or the settings file of `wandb login --host`."""
-    import wandb
-
-    return os.environ.get("WANDB_BASE_URL") or str(wandb.setup().settings.base_url)
-
-
-def has_key(url: str) -> bool:
-    """Whether a key is configured, in WANDB_API_KEY or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = os.environ.get("NETRC")
-    candidates = [Path(path)] if path else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    for candidate in candidates:
-        try:
-            entry = netrc.netrc(str(candidate)).hosts.get(urlsplit(url).hostname or "")
-        except (OSError, netrc.NetrcParseError):
-            continue
-        if entry and entry[2]:
-            return True
-    return False
-
-
-def reachable(url: str, seconds: float) -> bool:
-    """Whether the server, or the proxy in front of it, takes a connection."""
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme)
-    if proxy and not proxy_bypass(parts.hostname or ""):
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        with socket.create_connection((parts.hostname or "", port), timeout=seconds):
-            return True
-    except OSError:
-        return False
 
 
 def log_images(logger: Logger | None, figures: Mapping[str, Figure], step: int | None = None) -> None:
