@@ -156,7 +156,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     assert dashboard.main([]) == 1
-    assert 'pip install "deepinterest[dashboard]"' in capsys.readouterr().err
+    assert 'pip install -e ".[dashboard]"' in capsys.readouterr().err
 
 
 def test_unwritable(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

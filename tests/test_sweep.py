@@ -143,7 +143,7 @@ def test_sweep_that_still_runs(sweep: Callable[..., Any], tmp_path: Path, monkey
 
 def test_launcher_that_is_not_installed() -> None:
     missing = MissingConfigException("", "hydra/launcher/ray", ["basic"])
-    assert sentence(missing) == 'hydra/launcher=ray needs its package: pip install "deepinterest[ray]"'
+    assert sentence(missing) == 'hydra/launcher=ray needs its package: pip install -e ".[ray]"'
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def workspace(entity: str, project: str, *, grouped: bool = False) -> Workspace:
         from wandb_workspaces import expr
     except ModuleNotFoundError as error:
         raise UserError(
-            'the dashboard needs its package: pip install "deepinterest[dashboard]"; every run is logged without it'
+            'the dashboard needs its package: pip install -e ".[dashboard]"; every run is logged without it'
         ) from error
     return ws.Workspace(
         entity=entity,

@@ -120,7 +120,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
     if not group or not error.options:
         return _one_line(error)
     if group == "hydra/launcher" and (extra := LAUNCHERS.get(choice)):
-        return f'{group}={choice} needs its package: pip install "deepinterest[{extra}]"'
+        return f'{group}={choice} needs its package: pip install -e ".[{extra}]"'
     return (
         f"{group}={choice} is no choice of {group}: one of {', '.join(error.options)}{nearest(choice, error.options)}"
     )

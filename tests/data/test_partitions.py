@@ -242,7 +242,7 @@ def _refused(data: EventFileConfig) -> str:
 def test_ray_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     data = replace(events(tmp_path / "log"), partitions=3, engine=Engine.ray)
-    assert 'pip install "deepinterest[ray]"' in sentence(data, tmp_path)
+    assert 'pip install -e ".[ray]"' in sentence(data, tmp_path)
 
 
 @pytest.mark.slow

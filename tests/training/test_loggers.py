@@ -179,7 +179,7 @@ def test_tensorboard_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest.M
         raise ModuleNotFoundError("tensorboard")
 
     monkeypatch.setattr(loggers, "TensorBoardLogger", missing)
-    with pytest.raises(UserError, match=r'pip install "deepinterest\[tensorboard\]"'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[tensorboard\]"'):
         make(LoggerConfig(name="tensorboard"), tmp_path)
 
 

@@ -313,7 +313,7 @@ def _on_ray(address: str | None) -> Iterator[Each]:
     try:
         import ray
     except ImportError as error:
-        raise UserError('data.engine=ray needs its package: pip install "deepinterest[ray]"') from error
+        raise UserError('data.engine=ray needs its package: pip install -e ".[ray]"') from error
     started = not ray.is_initialized()
     if started:
         try:

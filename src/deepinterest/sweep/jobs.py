@@ -87,7 +87,7 @@ def _search(runner: Runner, overrides: list[Override]) -> list[Job]:
     try:
         from deepinterest.sweep import study
     except ModuleNotFoundError as error:
-        raise UserError(f'sweep=optuna needs the package {error.name}: pip install "deepinterest[sweep]"') from error
+        raise UserError(f'sweep=optuna needs the package {error.name}: pip install -e ".[sweep]"') from error
     return study.search(runner, overrides)
 
 

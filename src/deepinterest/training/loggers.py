@@ -48,7 +48,7 @@ def make_logger(
             logger = TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard", default_hp_metric=False)
         except ModuleNotFoundError as error:
             raise UserError(
-                'logger=tensorboard needs its package: pip install "deepinterest[tensorboard]", or take logger=csv'
+                'logger=tensorboard needs its package: pip install -e ".[tensorboard]", or take logger=csv'
             ) from error
     elif config.name == "wandb":
         if getattr(rank_zero_only, "rank", 0):  # only the first process of a run logs; the others hold an empty shell
