@@ -26,7 +26,7 @@ from deepinterest.errors import UserError
 from deepinterest.experiment import run
 from deepinterest.models import build
 from deepinterest.nn.embedding import Features
-from deepinterest.report import plots
+from deepinterest.report import plots, run_folder
 from deepinterest.training import checks, tuning
 from deepinterest.training.module import ClickModel
 from deepinterest.training.tuning import suggested_rate, suggested_size
@@ -414,7 +414,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "batch_size": {"suggested": 64, "sizes": sizes, "ended": ""},
     }
     with pytest.raises(UserError, match="No space left on device"):
-        tuning._write(tmp_path, content)
+        run_folder.write_findings(tmp_path, "tune", content, plots.tuning(content))
 
 
 def test_wrong_settings(settings: Settings, tmp_path: Path) -> None:
