@@ -12,7 +12,6 @@ and differences to DIN with intervals over users and seeds. A seed counts once a
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import ROOT
+from deepinterest.compare.__main__ import write as write_whole
 from deepinterest.compare.groups import Block, Group, arrange
 from deepinterest.compare.runs import Run, collect
 from deepinterest.compare.scoring import Findings, examine
@@ -231,13 +231,7 @@ def write(path: Path, name: str, text: str) -> None:
     _, last, after = rest.partition(end)
     if not first or not last:
         raise UserError(f"{path} has no place for {name}: a line {begin} and, below it, a line {end}.")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"{path} can't be written: {error.strerror}.") from error
+    write_whole(path, f"{before}{begin}\n{text}{end}{after}")
 
 
 if __name__ == "__main__":

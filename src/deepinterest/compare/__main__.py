@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parts = [(b, examine(b, options.resamples, lambda: bar.advance(task))) for b in blocks]
         written = [options.out.with_name(options.out.name + ending) for ending in (".md", ".html")]
         for path, text in zip(written, (markdown(parts, apart), page(parts, apart)), strict=True):
-            _write(path, text)
+            write(path, text)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -74,7 +74,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Beside its place, then renamed; raises UserError where there is no room."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
