@@ -8,10 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from deepinterest.config import Task, implied, register, resolved, restored, typed
+from deepinterest.config import Task
 from deepinterest.errors import sentences
 from deepinterest.launch import joined
 from deepinterest.report.sweep import print_run_folder
+from deepinterest.settings import implied, register, resolved, restored, typed
 from deepinterest.sweep.processes import follow_parent, lead, own_process, run_alone
 
 register()

@@ -183,8 +183,8 @@ def ours(folder: Path, out: Path) -> dict[str, Any]:
     """`data=amazon protocol=last_event`, with the card and the probes."""
     from hydra import compose, initialize_config_dir
 
-    from deepinterest.config import register, typed
     from deepinterest.data import store
+    from deepinterest.settings import register, typed
 
     register()
     overrides = [

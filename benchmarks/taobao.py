@@ -96,7 +96,7 @@ def _config(path: Path, cache: Path) -> Any:
     from hydra import compose, initialize_config_dir
 
     from benchmarks.measure import ROOT
-    from deepinterest.config import register, typed
+    from deepinterest.settings import register, typed
 
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -14,7 +14,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from deepinterest.config import ExperimentConfig, register, resolved, typed
+from deepinterest.config import ExperimentConfig
+from deepinterest.settings import register, resolved, typed
 
 CONF = Path(__file__).parents[1] / "conf"
 SMALL = (

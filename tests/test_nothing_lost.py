@@ -30,10 +30,11 @@ from omegaconf import OmegaConf
 
 from deepinterest import experiment
 from deepinterest.compare.__main__ import main as compare
-from deepinterest.config import EventFileConfig, LeaveLastOutConfig, SyntheticConfig, restored
+from deepinterest.config import EventFileConfig, LeaveLastOutConfig, SyntheticConfig
 from deepinterest.data import store
 from deepinterest.data.prepare import damaged
 from deepinterest.errors import UserError
+from deepinterest.settings import restored
 from deepinterest.training.lost import LostProcess
 
 ROOT = Path(__file__).parents[1]

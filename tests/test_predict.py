@@ -21,7 +21,6 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from deepinterest import experiment, load
-from deepinterest.config import implied, register, resolved, restored, typed
 from deepinterest.data import store
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
@@ -31,6 +30,7 @@ from deepinterest.serving.files import Output
 from deepinterest.serving.model import Model
 from deepinterest.serving.predict import first_at_or_after
 from deepinterest.serving.vocabulary import Lookup
+from deepinterest.settings import implied, register, resolved, restored, typed
 
 ROOT = Path(__file__).parents[1]
 

@@ -26,8 +26,8 @@ from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from deepinterest.config import implied, register
 from deepinterest.errors import Interrupted, UserError, sentence
+from deepinterest.settings import implied, register
 from deepinterest.sweep import jobs as sweeping
 from deepinterest.sweep.processes import PARENT, alive
 

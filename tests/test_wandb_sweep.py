@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from wandb.sdk.launch.sweeps import utils
 
 from conftest import leet
-from deepinterest.config import LoggerConfig, LoggerMode, implied, register, typed
+from deepinterest.config import LoggerConfig, LoggerMode
 from deepinterest.errors import UserError
+from deepinterest.settings import implied, register, typed
 from deepinterest.training import loggers
 from wandb_service import serve
 

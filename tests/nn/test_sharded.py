@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 import deepinterest
 from deepinterest import experiment
-from deepinterest.config import DIENConfig, DNNConfig, EvaluationConfig, ModelConfig, OptimizerConfig, restored
+from deepinterest.config import DIENConfig, DNNConfig, EvaluationConfig, ModelConfig, OptimizerConfig
 from deepinterest.data.batch import Batch
 from deepinterest.errors import UserError
 from deepinterest.kernels import cpu as _cpu  # noqa: F401 - once, before the processes part
 from deepinterest.models import NETWORKS, Network, build
 from deepinterest.nn import sharded
 from deepinterest.nn.embedding import FeatureEmbedding, Features
+from deepinterest.settings import restored
 from deepinterest.training.losses import total_loss
 from deepinterest.training.module import ClickModel
 from deepinterest.training.optimizers import DeferredAdam

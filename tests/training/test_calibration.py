@@ -13,8 +13,9 @@ from scipy.optimize import minimize_scalar
 from sklearn.calibration import _sigmoid_calibration
 from sklearn.isotonic import IsotonicRegression
 
-from deepinterest.config import CalibrationName, check
+from deepinterest.config import CalibrationName
 from deepinterest.errors import UserError
+from deepinterest.settings import check
 from deepinterest.training import scores
 from deepinterest.training.calibration import Calibration, _logit, fit
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deepinterest import experiment, launch
-from deepinterest.config import DIENConfig, NegativesConfig, Quirks, TrainerConfig, restored
+from deepinterest.config import DIENConfig, NegativesConfig, Quirks, TrainerConfig
 from deepinterest.data.batch import Batch
 from deepinterest.data.loader import BatchLoader
 from deepinterest.data.log import Log
@@ -36,6 +36,7 @@ from deepinterest.nn.embedding import Features
 from deepinterest.nn.mlp import BatchNorm
 from deepinterest.nn.synced import synchronise
 from deepinterest.report import run_folder
+from deepinterest.settings import restored
 from deepinterest.training import distributed, exchange, module
 from deepinterest.training.exchange import Exchange
 from deepinterest.training.losses import total_loss

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from deepinterest import experiment
-from deepinterest.config import restored
 from deepinterest.errors import Interrupted, UserError
 from deepinterest.resuming import continued, start_of
+from deepinterest.settings import restored
 from deepinterest.training import checkpoints
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,9 @@ from isal import isal_zlib
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from deepinterest.config import SETTINGS_OF_A_MODEL, ExperimentConfig, restored
+from deepinterest.config import SETTINGS_OF_A_MODEL, ExperimentConfig
 from deepinterest.errors import UserError
+from deepinterest.settings import restored
 from deepinterest.training.calibration import Calibration
 
 LOCAL_HEADER = "<4s5H3I2H"  # before each part of a zip: its sign, what the directory has too, and two lengths

@@ -19,8 +19,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from deepinterest.config import ExperimentConfig, restored
+from deepinterest.config import ExperimentConfig
 from deepinterest.errors import Interrupted, UserError, sentence
+from deepinterest.settings import restored
 from deepinterest.training import naming
 
 log = logging.getLogger(__name__)
