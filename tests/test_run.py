@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -474,3 +475,9 @@ def test_evaluation_and_decay_settings_reach_the_run(go: Callable[..., Run], tmp
     assert binned["test/auc"] == plain["test/auc"]
     assert binned["test/ece"] < plain["test/ece"]  # one bin sees the mean alone
     assert decayed["test/logloss"] != plain["test/logloss"]
+
+
+def test_processes_that_start_together_share_a_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(run_folder.create, [str(tmp_path / "run")] * 2_000))
+    assert set(made) == {tmp_path / "run"} and not list((tmp_path / "run").iterdir())

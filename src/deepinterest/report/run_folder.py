@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,8 @@ def create(path: str) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        with NamedTemporaryFile(dir=folder, prefix=".writable-"):  # of several processes each has its own
+            pass
     except OSError as error:
         raise UserError(
             f"The run folder {folder} can't be written: {error.strerror or error}. "
