@@ -35,4 +35,5 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
 def test_steps_reuse_the_memory_of_those_before() -> None:
-    assert faults("keep") < faults("leave") / 100  # none, but that the system may take pages back on its own
+    # None, but that the system may take pages back on its own: hardly five times in a row.
+    assert min(faults("keep") for _ in range(5)) < 100 < faults("leave") / 100
