@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from deepinterest.kernels.recurrence import chosen, recurrence, use, using
+from deepinterest.kernels.dense import dense
+from deepinterest.kernels.recurrence import chosen, on_cpu, recurrence, use, using
 
-__all__ = ["chosen", "recurrence", "use", "using"]
+__all__ = ["chosen", "dense", "on_cpu", "recurrence", "use", "using"]

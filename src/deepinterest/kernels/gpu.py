@@ -54,9 +54,8 @@ def backward(of: Sequences, states: Tensor, kept: tuple[Tensor, ...], grad: Tens
         z=z,
         base=base if line else None,
         slope=slope if line else None,
-        h=h,
-        inside=h if after else beside,
-        product=beside if after else z[:, 2 * H :],
+        gates=h.t() @ z[:, : 2 * H],
+        candidate=h.t() @ beside if after else beside.t() @ z[:, 2 * H :],
     )
 
 

@@ -92,12 +92,11 @@ def backward(of: Sequences, states: Tensor, kept: tuple[Tensor, ...], grad: Tens
         dk = dh * to_k  # (M, H)
         d_base, d_slope = (of_k.sum(1).index_select(0, position) for of_k in (dk, dk * u))  # (M,), (M,)
     inside, product = (r * h, dzc) if before else (h, r * dzc)
-    # h, inside and product only meet z, each other and nothing else: their sums need no order, so only z is put back.
+    # Sums over all steps need no order: only z is put back.
     return Gradients(
         z=dx.index_select(0, position),
         base=d_base,
         slope=d_slope,
-        h=h.index_select(0, position),
-        inside=inside,
-        product=product,
+        gates=h.t() @ dz,
+        candidate=inside.t() @ product,
     )

@@ -59,14 +59,13 @@ class Sequences:
 
 @dataclass
 class Gradients:
-    """What the backward walk through the steps finds; the sums over all steps are left to matrix products."""
+    """What the backward walk through the steps finds."""
 
     z: Tensor  # (M, 3H) of what goes into the two sigmoids and the tanh
     base: Tensor | None  # (M,)
     slope: Tensor | None  # (M,)
-    h: Tensor  # (M, H) the state each step starts from
-    inside: Tensor  # (M, H) what Uc multiplies: r*h, or h
-    product: Tensor  # (M, H) gradient of inside @ Uc
+    gates: Tensor  # (H, 2H)
+    candidate: Tensor  # (H, H)
 
 
 class Kernel(Protocol):
@@ -133,6 +132,13 @@ def chosen(x: Tensor, hidden: int) -> KernelName:
     return KernelName.torch
 
 
+def on_cpu(*parts: Tensor) -> bool:
+    """Whether products of these are for the kernels of the CPU."""
+    if _asked not in (KernelName.auto, KernelName.cpu) or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(part.device.type == "cpu" and part.dtype is torch.float32 for part in parts)
+
+
 def _kernel(x: Tensor, hidden: int) -> Kernel:
     # Imported when first used: numba and triton take a while.
     module: Any = importlib.import_module(f"deepinterest.kernels.{_MODULES[chosen(x, hidden)]}")
@@ -168,8 +174,5 @@ class _Recurrence(torch.autograd.Function):
         x, source, base, slope, offsets, gates, candidate, states, *kept = ctx.saved_tensors
         of = Sequences(x, source, base, slope, offsets, gates, candidate, ctx.reset, ctx.bf16)
         found = ctx.kernel.backward(of, states, tuple(kept), grads[0])
-        z, H = found.z, len(of.candidate)
-        d_gates = found.h.t() @ z[:, : 2 * H]  # (H, 2H)
-        d_candidate = found.inside.t() @ found.product  # (H, H)
-        dx = z if of.source is None else torch.zeros_like(of.x).index_add_(0, of.source, z)  # (N, 3H)
-        return dx, found.base, found.slope, d_gates, d_candidate, None, None, None, None, None, None
+        dx = found.z if of.source is None else torch.zeros_like(of.x).index_add_(0, of.source, found.z)  # (N, 3H)
+        return dx, found.base, found.slope, found.gates, found.candidate, None, None, None, None, None, None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from deepinterest.kernels import dense
 from deepinterest.nn.mlp import linear
 from deepinterest.nn.pair_mlp import PairMLP
 from deepinterest.nn.ragged import Pairs, segment_softmax
@@ -33,9 +33,9 @@ class TargetAttention(nn.Module):
         """Before the softmax: query (B, Q), events (N, E) -> (M,)."""
         q = query if self.project is None else self.project(query)  # (B, E)
         Wq, Wf, Wd, Wp = self.first.weight.t().chunk(4)  # (E, A) each
-        of_query = torch.addmm(self.first.bias, q, Wq + Wd)  # (B, A)
+        of_query = dense(q, Wq + Wd, self.first.bias)  # (B, A)
         product = q.index_select(0, pairs.candidate) * pairs.of_events(events)  # (M, E)
-        of_event = events @ (Wf - Wd)  # (N, A)
+        of_event = dense(events, Wf - Wd)  # (N, A)
         event = None if pairs.alone else pairs.event
         return self.rest.of(product, Wp, (of_query, pairs.candidate), (of_event, event))  # (M,)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from deepinterest.config import Quirks
+from deepinterest.kernels import dense
 from deepinterest.nn.mlp import FrozenNorm, linear
 from deepinterest.nn.pair_mlp import PairMLP
 from deepinterest.nn.ragged import next_steps
@@ -57,6 +58,6 @@ class AuxiliaryLoss(nn.Module):
         """log p/(1-p) of each state (P, H) with each of its items (P, 1+K, D): (P, 1+K)."""
         weight = self.first.weight * self.norm.scale()  # (A, H+D) the norm folded into the layer
         bias = self.first.bias + self.first.weight @ self.norm.bias  # (A,)
-        of_state = torch.addmm(bias, states, weight[:, : self.state].t())  # (P, A)
+        of_state = dense(states, weight[:, : self.state].t(), bias)  # (P, A)
         state = torch.arange(len(states), device=states.device).repeat_interleave(items.shape[1])  # (P(1+K),)
         return self.rest.of(items.flatten(0, 1), weight[:, self.state :].t(), (of_state, state)).view(items.shape[:2])

@@ -11,13 +11,21 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from deepinterest.config import Quirks
+from deepinterest.kernels import dense
 from deepinterest.nn.dice import BatchDice, Dice
 from deepinterest.nn.synced import SyncedNorm
 
 
+class Linear(nn.Linear):
+    """torch's, by our kernel where that computes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dense(input, self.weight.t(), self.bias) if input.dim() == 2 else super().forward(input)
+
+
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A dense layer with Glorot uniform weights and zero bias."""
-    layer = nn.Linear(inputs, outputs)
+    """A dense layer with Glorot uniform weights and zero bias: (B, inputs) -> (B, outputs)."""
+    layer = Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

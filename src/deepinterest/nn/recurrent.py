@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deepinterest.config import AttentionUpdate, ResetGate
-from deepinterest.kernels import recurrence
+from deepinterest.kernels import dense, recurrence
 from deepinterest.nn.ragged import Pairs, last_rows
 
 Update = AttentionUpdate | Literal["agru"]
@@ -50,7 +50,7 @@ class _Cell(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """The inputs' share of all three: (N, I) -> (N, 3H)."""
-        return torch.addmm(self.bias, x, self.input)
+        return dense(x, self.input, self.bias)
 
     def run(
         self,
