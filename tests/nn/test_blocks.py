@@ -108,7 +108,7 @@ def test_attention_needs_projection_for_unequal_widths() -> None:
 def auxiliary_loss_of(click: torch.Tensor, other: torch.Tensor, quirks: Quirks) -> float:
     """The loss of two histories, 3 and 2 events long, whose three steps have these logits."""
     loss = AuxiliaryLoss(1, 1, [2], quirks)
-    loss.logits = lambda *_: torch.stack([click, other], dim=1)  # type: ignore[method-assign]
+    loss.logits = lambda *_: (click, other.unsqueeze(1))  # type: ignore[method-assign]
     return loss(torch.zeros(5, 1), torch.zeros(5, 1), torch.zeros(5, 1, 1), torch.tensor([0, 3, 5])).item()
 
 

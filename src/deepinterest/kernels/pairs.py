@@ -15,17 +15,23 @@ from torch import Tensor
 
 from deepinterest.kernels.compiled import compiled, share, workers
 from deepinterest.kernels.functions import sigmoid, through_sigmoid
-from deepinterest.kernels.tiles import FLOAT, VECTOR, add, copy, product
+from deepinterest.kernels.tiles import FLOAT, VECTOR, add, add_product, copy, multiply, product
 
 BLOCK = 64  # pairs
+
+Rows = tuple[Tensor, Tensor | None]  # a matrix, and which of its rows; all in order without that
 
 
 @dataclass
 class Layers:
-    """What the pairs x (R, I) go through: sigmoid(x @ first + shares), the hidden layers, a product with `output`."""
+    """sigmoid(x @ first + sum of shares), then the hidden layers, then a product with `output`.
 
+    The R pairs are those of all parts, part after part; x is the product of a part's one or two factors.
+    """
+
+    parts: list[tuple[Rows, Rows | None]]  # matrices (., I)
     first: Tensor  # (I, A)
-    shares: list[tuple[Tensor, Tensor | None]]  # each (S, A), and the row of it that each pair adds; its own if None
+    shares: list[Rows]  # matrices (., A), R rows of each
     hidden: list[tuple[Tensor, Tensor]]  # (A', A) and (A',), for each layer
     output: Tensor  # (A',) of the last A'
 
@@ -34,55 +40,61 @@ class Layers:
         """Of the activations, in order."""
         return [self.first.shape[1], *(len(weight) for weight, _ in self.hidden)]
 
+    @property
+    def sizes(self) -> list[int]:
+        """Pairs of each part."""
+        return [len(matrix if index is None else index) for (matrix, index), _ in self.parts]
+
 
 @dataclass
 class Gradients:
-    """Of what `Layers` holds, in its order, and of the pairs."""
+    """Of the matrices and weights of `Layers`, in its order."""
 
-    x: Tensor
+    parts: list[tuple[Tensor, Tensor | None]]
     first: Tensor
     shares: list[Tensor]
     hidden: list[tuple[Tensor, Tensor]]
     output: Tensor
 
 
-def forward(x: Tensor, layers: Layers, keep: bool) -> tuple[Tensor, Tensor]:
-    """x (R, I) -> (R,), and the activations that `backward` needs; none of them if not `keep`."""
-    R, widths = len(x), layers.widths
-    found = x.new_empty(R)
+def forward(layers: Layers, keep: bool) -> tuple[Tensor, Tensor]:
+    """(R,), and the activations that `backward` needs; none of them if not `keep`."""
+    R, widths, first = sum(layers.sizes), layers.widths, layers.first
+    found = first.new_empty(R)
     if R == 0:
         return found, found
-    count = workers(-(-R // BLOCK))
-    activations = x.new_empty(sum(widths) * (R if keep else count * BLOCK))
-    weights = _laid_out([layers.first, *(weight.t() for weight, _ in layers.hidden)])
+    count = _workers(layers)
+    activations = first.new_empty(sum(widths) * (R if keep else count * BLOCK))
+    weights = _laid_out([first, *(weight.t() for weight, _ in layers.hidden)])
     biases = torch.cat([bias for _, bias in layers.hidden]) if layers.hidden else found[:0]
-    matrices, rows = _shares(layers)
-    arguments = (x, *weights, biases, layers.output, activations, found)
-    share(count, _forward, np.array(widths), keep, matrices, rows, *(_array(tensor) for tensor in arguments))
+    arrays = (_array(tensor) for tensor in (weights, biases, layers.output, activations, found))
+    share(count, _forward, np.array(widths), np.array(layers.sizes), keep, *_read(layers), *arrays)
     return found, activations if keep else found[:0]
 
 
-def backward(x: Tensor, layers: Layers, activations: Tensor, grad: Tensor) -> Gradients:
-    """Gradients for those of the result, grad (R,)."""
-    R, (I, A), widths = len(x), layers.first.shape, layers.widths
+def backward(layers: Layers, activations: Tensor, grad: Tensor) -> Gradients:
+    """The gradients, from those of the result (R,)."""
+    (I, A), widths, count = layers.first.shape, layers.widths, _workers(layers)
     sizes = [I * A, *(inner * outer for inner, outer in pairwise(widths)), *widths[1:], widths[-1]]
-    count = workers(-(-R // BLOCK))
-    sums = x.new_zeros(count, sum(sizes))
-    dx = torch.empty_like(x)
-    of_shares = [x.new_empty(1, R, A) if rows is None else x.new_zeros(count, *part.shape) for part, rows in layers.shares]
-    if R:
+    sums = grad.new_zeros(count, sum(sizes))
+    lefts, rights, of_shares = (
+        [grad.new_zeros(count, *matrix.shape) for matrix, _ in rows]
+        for rows in ([left for left, _ in layers.parts], [right or _NONE for _, right in layers.parts], layers.shares)
+    )
+    if len(grad):
         weights = _laid_out([layers.first.t(), *(weight for weight, _ in layers.hidden)])
-        arguments = (x, *weights, layers.output, activations, grad.contiguous(), dx, sums)
-        share(
-            count, _backward, np.array(widths), tuple(part.numpy() for part in of_shares), _shares(layers)[1],
-            *(_array(tensor) for tensor in arguments),
-        )  # fmt: skip
-    first, *rest = sums.sum(0).split(sizes)
+        arrays = (_array(tensor) for tensor in (weights, layers.output, activations, grad, sums))
+        to = (tuple(map(_array, matrices)) for matrices in (lefts, rights, of_shares))
+        share(count, _backward, np.array(widths), np.array(layers.sizes), *_read(layers), *to, *arrays)
+    first, *rest = _total(sums).split(sizes)
     hidden = len(layers.hidden)
     return Gradients(
-        x=dx,
+        parts=[
+            (_total(left), None if part[1] is None else _total(right))
+            for left, right, part in zip(lefts, rights, layers.parts, strict=True)
+        ],
         first=first.view(I, A),
-        shares=[part.sum(0) if len(part) > 1 else part[0] for part in of_shares],
+        shares=[_total(part) for part in of_shares],
         hidden=[
             (weight.view(outer, inner), bias)
             for (inner, outer), weight, bias in zip(pairwise(widths), rest[:hidden], rest[hidden:-1], strict=True)
@@ -91,26 +103,38 @@ def backward(x: Tensor, layers: Layers, activations: Tensor, grad: Tensor) -> Gr
     )
 
 
-def _laid_out(matrices: list[Tensor]) -> tuple[Tensor]:
+_NONE: Rows = (torch.empty(0, 1), None)
+
+
+def _workers(layers: Layers) -> int:
+    return workers(sum(-(-size // BLOCK) for size in layers.sizes))
+
+
+def _total(sums: Tensor) -> Tensor:
+    """Of the workers' sums."""
+    return sums[0] if len(sums) == 1 else sums.sum(0)
+
+
+def _laid_out(matrices: list[Tensor]) -> Tensor:
     """The matrices one after the other, flat, the rows of each filled up to whole vectors."""
-    sizes = [len(matrix) * _padded(matrix.shape[1]) for matrix in matrices]
+    sizes = [len(matrix) * _stride.py_func(matrix.shape[1]) for matrix in matrices]
     flat = matrices[0].new_empty(sum(sizes))
     for matrix, part in zip(matrices, flat.split(sizes), strict=True):
         part.view(len(matrix), -1)[:, : matrix.shape[1]] = matrix
-    return (flat,)
+    return flat
 
 
-def _padded(columns: int) -> int:
-    return -(-columns // VECTOR) * VECTOR
+def _read(layers: Layers) -> list[tuple[np.ndarray, ...]]:
+    """Matrices and rows of the left factors, of the right ones, and of the shares; empty ones where there are none."""
+    found: list[tuple[np.ndarray, ...]] = []
+    lefts, rights = [left for left, _ in layers.parts], [right or _NONE for _, right in layers.parts]
+    for several in (lefts, rights, layers.shares):
+        found.append(tuple(_array(matrix) for matrix, _ in several))
+        found.append(tuple(_no_rows if rows is None else _array(rows) for _, rows in several))
+    return found
 
 
-def _shares(layers: Layers) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Matrices and rows; no rows for pairs that add their own."""
-    none = np.empty(0, np.int64)
-    return (
-        tuple(_array(part) for part, _ in layers.shares),
-        tuple(none if rows is None else rows.contiguous().numpy() for _, rows in layers.shares),
-    )
+_no_rows = np.empty(0, np.int64)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -126,91 +150,112 @@ def _stride(columns):
 
 
 @compiled
+def _at(matrix, rows, i):
+    """The address of row i, of those that rows choose."""
+    return matrix.ctypes.data + FLOAT * matrix.shape[1] * (rows[i] if len(rows) else i)
+
+
+@compiled
 def _forward(
-    worker, workers, widths, keep, shares, rows, x, weights, biases, output, activations, found
+    worker, workers, widths, sizes, keep, lefts, left_rows, rights, right_rows, shares, share_rows,
+    weights, biases, output, activations, found,
 ):  # fmt: skip
-    R, I = x.shape
-    of_x, of_weights, of_biases = x.ctypes.data, weights.ctypes.data, biases.ctypes.data
-    to = activations.ctypes.data
-    for begin in range(worker * BLOCK, R, workers * BLOCK):
-        size = min(BLOCK, R - begin)
-        # A layer begins at `layer`, the block's rows in it at `now`.
-        A = widths[0]
-        layer = 0 if keep else worker * BLOCK * np.sum(widths)
-        now = layer + begin * A if keep else layer
-        for number in range(len(shares)):
-            part, row = shares[number], rows[number]
+    R, I, total = len(found), lefts[0].shape[1], np.sum(widths)
+    of_weights, of_biases, to = weights.ctypes.data, biases.ctypes.data, activations.ctypes.data
+    x = np.empty(BLOCK * I, np.float32)
+    of_x = x.ctypes.data
+    base = 0  # pairs of the parts before
+    for part in range(len(sizes)):
+        left, row, right, other = lefts[part], left_rows[part], rights[part], right_rows[part]
+        for begin in range(worker * BLOCK, sizes[part], workers * BLOCK):
+            size = min(BLOCK, sizes[part] - begin)
+            x[0] = 0  # numba frees an array after its last use, whoever has its address
             for i in range(size):
-                source = row[begin + i] if len(row) else begin + i
-                begins, place = part.ctypes.data + FLOAT * source * A, to + FLOAT * (now + i * A)
-                if number == 0:
-                    copy(begins, place, A, A)
-                else:
-                    add(begins, place, A)
-        product(of_x + FLOAT * begin * I, I, 1, of_weights, _stride(A), to + FLOAT * now, A, size, I, A, 1)
-        sigmoid(activations[now : now + size * A])
-        weight, bias = I * _stride(A), 0
-        for number in range(1, len(widths)):
-            before, B = now, A
-            layer += (R if keep else BLOCK) * B
-            A = widths[number]
-            now = layer + begin * A if keep else layer
-            for i in range(size):
-                copy(of_biases + FLOAT * bias, to + FLOAT * (now + i * A), A, A)
-            product(
-                to + FLOAT * before, B, 1, of_weights + FLOAT * weight, _stride(A), to + FLOAT * now, A, size, B, A, 1
-            )
+                copy(_at(left, row, begin + i), of_x + FLOAT * i * I, I, I)
+                if len(right):
+                    multiply(_at(right, other, begin + i), of_x + FLOAT * i * I, I)
+            # A layer begins at `layer`, the block's rows in it at `now`.
+            A, first = widths[0], base + begin
+            layer = 0 if keep else worker * BLOCK * total
+            now = layer + first * A if keep else layer
+            for number in range(len(shares)):
+                for i in range(size):
+                    source, place = _at(shares[number], share_rows[number], first + i), to + FLOAT * (now + i * A)
+                    if number == 0:
+                        copy(source, place, A, A)
+                    else:
+                        add(source, place, A)
+            product(of_x, I, 1, of_weights, _stride(A), to + FLOAT * now, A, size, I, A, 1)
             sigmoid(activations[now : now + size * A])
-            weight, bias = weight + B * _stride(A), bias + A
-        product(to + FLOAT * now, A, 1, output.ctypes.data, 1, found.ctypes.data + FLOAT * begin, 1, size, A, 1, 0)
+            weight, bias = I * _stride(A), 0
+            for number in range(1, len(widths)):
+                before, B = now, A
+                layer += (R if keep else BLOCK) * B
+                A = widths[number]
+                now = layer + first * A if keep else layer
+                for i in range(size):
+                    copy(of_biases + FLOAT * bias, to + FLOAT * (now + i * A), A, A)
+                of_before, of_weight = to + FLOAT * before, of_weights + FLOAT * weight
+                product(of_before, B, 1, of_weight, _stride(A), to + FLOAT * now, A, size, B, A, 1)
+                sigmoid(activations[now : now + size * A])
+                weight, bias = weight + B * _stride(A), bias + A
+            product(to + FLOAT * now, A, 1, output.ctypes.data, 1, found.ctypes.data + FLOAT * first, 1, size, A, 1, 0)
+        base += sizes[part]
 
 
 @compiled
 def _backward(
-    worker, workers, widths, d_shares, rows, x, weights, output, activations, grad, dx, sums
+    worker, workers, widths, sizes, lefts, left_rows, rights, right_rows, shares, share_rows,
+    d_lefts, d_rights, d_shares, weights, output, activations, grad, sums,
 ):  # fmt: skip
-    R, I = x.shape
-    layers = len(widths)
-    of_x, of_weights, of_activations = x.ctypes.data, weights.ctypes.data, activations.ctypes.data
+    R, I, layers, total = len(grad), lefts[0].shape[1], len(widths), np.sum(widths)
+    of_weights, of_activations = weights.ctypes.data, activations.ctypes.data
     to = sums.ctypes.data + FLOAT * worker * sums.shape[1]
-    d, other = np.empty(BLOCK * np.max(widths), np.float32), np.empty(BLOCK * np.max(widths), np.float32)
-    for begin in range(worker * BLOCK, R, workers * BLOCK):
-        size = min(BLOCK, R - begin)
-        of_grad = grad.ctypes.data + FLOAT * begin
-        # From the last layer to the first; places in the arrays go down.
-        A = widths[layers - 1]
-        layer = R * (np.sum(widths) - A)
-        now = layer + begin * A
-        weight = len(weights)
-        of_output = sums.shape[1] - A
-        bias = of_output
-        of_weight = bias - (np.sum(widths) - widths[0])
-        product(of_grad, 0, 1, of_activations + FLOAT * now, A, to + FLOAT * of_output, 0, 1, size, A, 1)
-        product(of_grad, 1, 0, output.ctypes.data, 0, d.ctypes.data, A, size, 1, A, 0)
-        through_sigmoid(d[: size * A], activations[now : now + size * A])
-        for number in range(layers - 1, 0, -1):
-            B = widths[number - 1]
-            layer -= R * B
-            now = layer + begin * B
-            bias, of_weight, weight = bias - A, of_weight - A * B, weight - A * _stride(B)
-            of_d, before = d.ctypes.data, of_activations + FLOAT * now
-            for i in range(size):
-                add(of_d + FLOAT * i * A, to + FLOAT * bias, A)
-            product(of_d, 1, A, before, B, to + FLOAT * of_weight, B, A, size, B, 1)
-            product(of_d, A, 1, of_weights + FLOAT * weight, _stride(B), other.ctypes.data, B, size, A, B, 0)
-            d, other, A = other, d, B
+    x, dx = np.empty(BLOCK * I, np.float32), np.empty(BLOCK * I, np.float32)
+    of_x, of_dx = x.ctypes.data, dx.ctypes.data
+    d, other_d = np.empty(BLOCK * np.max(widths), np.float32), np.empty(BLOCK * np.max(widths), np.float32)
+    base = 0
+    for part in range(len(sizes)):
+        left, row, right, other = lefts[part], left_rows[part], rights[part], right_rows[part]
+        d_left, d_right = d_lefts[part][worker], d_rights[part][worker]
+        for begin in range(worker * BLOCK, sizes[part], workers * BLOCK):
+            size, first = min(BLOCK, sizes[part] - begin), base + begin
+            of_grad = grad.ctypes.data + FLOAT * first
+            # From the last layer to the first; places in the arrays go down.
+            A = widths[layers - 1]
+            layer, weight, bias = R * (total - A), len(weights), sums.shape[1] - A
+            now, of_weight = layer + first * A, bias - (total - widths[0])
+            product(of_grad, 0, 1, of_activations + FLOAT * now, A, to + FLOAT * bias, 0, 1, size, A, 1)
+            product(of_grad, 1, 0, output.ctypes.data, 0, d.ctypes.data, A, size, 1, A, 0)
             through_sigmoid(d[: size * A], activations[now : now + size * A])
-        of_d, of_rows = d.ctypes.data, of_x + FLOAT * begin * I
-        product(of_d, A, 1, of_weights, _stride(I), dx.ctypes.data + FLOAT * begin * I, I, size, A, I, 0)
-        product(of_rows, 1, I, of_d, A, to, A, I, size, A, 1)
-        for number in range(len(d_shares)):
-            part, row = d_shares[number], rows[number]
-            S = part.shape[1]
+            for number in range(layers - 1, 0, -1):
+                B = widths[number - 1]
+                layer -= R * B
+                now = layer + first * B
+                bias, of_weight, weight = bias - A, of_weight - A * B, weight - A * _stride(B)
+                of_d, before = d.ctypes.data, of_activations + FLOAT * now
+                for i in range(size):
+                    add(of_d + FLOAT * i * A, to + FLOAT * bias, A)
+                product(of_d, 1, A, before, B, to + FLOAT * of_weight, B, A, size, B, 1)
+                product(of_d, A, 1, of_weights + FLOAT * weight, _stride(B), other_d.ctypes.data, B, size, A, B, 0)
+                d, other_d, A = other_d, d, B
+                through_sigmoid(d[: size * A], activations[now : now + size * A])
+            of_d = d.ctypes.data
+            for number in range(len(d_shares)):
+                for i in range(size):
+                    add(of_d + FLOAT * i * A, _at(d_shares[number][worker], share_rows[number], first + i), A)
+            product(of_d, A, 1, of_weights, _stride(I), of_dx, I, size, A, I, 0)
+            x[0], dx[0] = 0, dx[0]  # both live on, as above
             for i in range(size):
-                indexed = len(row) > 0
-                place = worker * S + row[begin + i] if indexed else begin + i
-                begins, place = of_d + FLOAT * i * A, part.ctypes.data + FLOAT * place * A
-                if indexed:
-                    add(begins, place, A)
+                at = FLOAT * i * I
+                source, place = _at(left, row, begin + i), _at(d_left, row, begin + i)
+                copy(source, of_x + at, I, I)
+                if len(right):
+                    factor = _at(right, other, begin + i)
+                    multiply(factor, of_x + at, I)
+                    add_product(of_dx + at, factor, place, I)
+                    add_product(of_dx + at, source, _at(d_right, other, begin + i), I)
                 else:
-                    copy(begins, place, A, A)
+                    add(of_dx + at, place, I)
+            product(of_x, 1, I, of_d, A, to, A, I, size, A, 1)
+        base += sizes[part]

@@ -28,6 +28,7 @@ VECTOR = 16 if "+avx512f" in _features() else 8  # floats
 ROWS = 8 if VECTOR == 16 else 4  # of a tile: as many as there are registers for
 
 FLOAT = 4  # bytes
+LINE = 64  # bytes that come together from memory
 
 _INT, _INDEX, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _MANY = ir.VectorType(_FLOAT, VECTOR)
@@ -130,17 +131,46 @@ def _copy_vector(context, source, to, read, written):  # type: ignore[no-untyped
     return types.void(*[types.intp] * 4), emit
 
 
+def _onto(compute: Any) -> Any:
+    """to = compute(code, to, left, right) of vectors, for the first `count` floats."""
+
+    @intrinsic
+    def vector(context, left, right, to, count):  # type: ignore[no-untyped-def]
+        def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            left, right, to, count = arguments
+            code = _Emitter(builder)
+            mask = code.first(count)
+            total = compute(code, *(code.load(place, _INDEX(0), mask) for place in (to, left, right)))
+            code.store(total, to, _INDEX(0), mask)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), emit
+
+    return vector
+
+
+_add_vector = _onto(lambda code, to, left, right: code.builder.fadd(to, left))
+_multiply_vector = _onto(lambda code, to, left, right: code.builder.fmul(to, left))
+_add_product_vector = _onto(lambda code, to, left, right: code.multiply_add(left, right, to))
+
+
 @intrinsic
-def _add_vector(context, source, to, count):  # type: ignore[no-untyped-def]
+def _prefetch_line(context, address):  # type: ignore[no-untyped-def]
     def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        source, to, count = arguments
-        code = _Emitter(builder)
-        mask = code.first(count)
-        total = builder.fadd(code.load(source, _INDEX(0), mask), code.load(to, _INDEX(0), mask))
-        code.store(total, to, _INDEX(0), mask)
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), _INT(0), _INT(3), _INT(1)])
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 3), emit
+    return types.void(types.intp), emit
+
+
+@compiled
+def prefetch(address, size):
+    """Have so many floats come to the nearest cache meanwhile; an address that nobody has does no harm."""
+    for done in range(0, FLOAT * size, LINE):
+        _prefetch_line(address + done)
 
 
 @compiled
@@ -154,7 +184,21 @@ def copy(source, to, read, written):
 def add(source, to, size):
     """to[:size] += source[:size]; both are addresses."""
     for done in range(0, size, VECTOR):
-        _add_vector(source + FLOAT * done, to + FLOAT * done, size - done)
+        _add_vector(source + FLOAT * done, source, to + FLOAT * done, size - done)
+
+
+@compiled
+def multiply(source, to, size):
+    """to[:size] *= source[:size]; both are addresses."""
+    for done in range(0, size, VECTOR):
+        _multiply_vector(source + FLOAT * done, source, to + FLOAT * done, size - done)
+
+
+@compiled
+def add_product(left, right, to, size):
+    """to[:size] += left[:size] * right[:size]; all are addresses."""
+    for done in range(0, size, VECTOR):
+        _add_product_vector(left + FLOAT * done, right + FLOAT * done, to + FLOAT * done, size - done)
 
 
 _8x3, _8x2, _8x1 = _tile(8, 3), _tile(8, 2), _tile(8, 1)

@@ -34,10 +34,10 @@ class TargetAttention(nn.Module):
         q = query if self.project is None else self.project(query)  # (B, E)
         Wq, Wf, Wd, Wp = self.first.weight.t().chunk(4)  # (E, A) each
         of_query = dense(q, Wq + Wd, self.first.bias)  # (B, A)
-        product = q.index_select(0, pairs.candidate) * pairs.of_events(events)  # (M, E)
         of_event = dense(events, Wf - Wd)  # (N, A)
         event = None if pairs.alone else pairs.event
-        return self.rest.of(product, Wp, (of_query, pairs.candidate), (of_event, event))  # (M,)
+        product = (events, event), (q, pairs.candidate)  # (M, E)
+        return self.rest.of([product], Wp, [(of_query, pairs.candidate), (of_event, event)])  # (M,)
 
     def forward(self, query: Tensor, events: Tensor, pairs: Pairs) -> Tensor:
         """Weights that sum to one over each candidate's events: query (B, Q), events (N, E) -> (M,)."""

@@ -37,9 +37,7 @@ class AuxiliaryLoss(nn.Module):
         Zero when no history has two events.
         """
         current, following = next_steps(offsets)  # (P,), (P,)
-        items = torch.cat([history.unsqueeze(1), negatives], dim=1).index_select(0, following)  # (P, 1+K, D)
-        logits = self.logits(states.index_select(0, current), items)  # (P, 1+K)
-        positive, negative = logits[:, 0], logits[:, 1:]  # (P,), (P, K)
+        positive, negative = self.logits(states, history, negatives, current, following)  # (P,), (P, K)
         losses = (self._missed(positive) + self._false_alarm(negative).mean(1)).sum()
         if self.quirks.padded_auxiliary:
             longest = offsets.diff().max()
@@ -54,10 +52,16 @@ class AuxiliaryLoss(nn.Module):
         """-log(1-p) of any shape; with the published epsilon infinite where p rounds to one."""
         return -(1 - (torch.sigmoid(logit.float()) + EPSILON)).log() if self.quirks.epsilon else softplus(logit)
 
-    def logits(self, states: Tensor, items: Tensor) -> Tensor:
-        """log p/(1-p) of each state (P, H) with each of its items (P, 1+K, D): (P, 1+K)."""
+    def logits(
+        self, states: Tensor, history: Tensor, negatives: Tensor, current: Tensor, following: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """log p/(1-p) of state current[p] with event following[p], and with its negatives: (P,), (P, K)."""
+        K = negatives.shape[1]
         weight = self.first.weight * self.norm.scale()  # (A, H+D) the norm folded into the layer
         bias = self.first.bias + self.first.weight @ self.norm.bias  # (A,)
-        of_state = dense(states, weight[:, : self.state].t(), bias)  # (P, A)
-        state = torch.arange(len(states), device=states.device).repeat_interleave(items.shape[1])  # (P(1+K),)
-        return self.rest.of(items.flatten(0, 1), weight[:, self.state :].t(), (of_state, state)).view(items.shape[:2])
+        of_state = dense(states, weight[:, : self.state].t(), bias)  # (N, A)
+        drawn = (following.unsqueeze(1) * K + torch.arange(K, device=following.device)).flatten()  # (PK,)
+        parts = [((history, following), None), ((negatives.flatten(0, 1), drawn), None)]
+        state = torch.cat([current, current.repeat_interleave(K)])  # (P(1+K),)
+        found = self.rest.of(parts, weight[:, self.state :].t(), [(of_state, state)])  # (P(1+K),)
+        return found[: len(current)], found[len(current) :].view(-1, K)

@@ -15,7 +15,8 @@ from deepinterest.nn.mlp import Sigmoid, linear
 if TYPE_CHECKING:
     from deepinterest.kernels.pairs import Layers
 
-Share = tuple[Tensor, Tensor | None]  # (S, A), and for each pair the row it adds (R,), or none where that is its own
+Rows = tuple[Tensor, Tensor | None]  # a matrix, and which of its rows; all in order without that
+Part = tuple[Rows, Rows | None]  # pairs whose x is a row, or the product of two
 
 
 class PairMLP(nn.Sequential):
@@ -32,38 +33,46 @@ class PairMLP(nn.Sequential):
             layers += [linear(inputs, width), Sigmoid()]
         super().__init__(*layers, linear(hidden[-1], outputs))
 
-    def of(self, x: Tensor, first: Tensor, *shares: Share) -> Tensor:
-        """x (R, I), first (I, A) and at least one share -> (R,): of the pairs' first layer x @ first + shares."""
+    def of(self, parts: list[Part], first: Tensor, shares: list[Rows]) -> Tensor:
+        """R pairs, those of all parts, part after part -> (R,): of the first layer x @ first + sum of shares.
+
+        Matrices of the parts are (., I), first is (I, A), matrices of the one or more shares are (., A).
+        """
         *hidden, output = (layer for layer in self if isinstance(layer, nn.Linear))
         weight: Tensor = output.weight
         bias: Tensor = output.bias
         if len(weight) == 2:
             weight, bias = weight[:1] - weight[1:], bias[:1] - bias[1:]  # (1, A), (1,)
-        if on_cpu(x, first):
-            parts = [part for share in shares for part in share]
-            parameters = [part for layer in hidden for part in (layer.weight, layer.bias)]
+        if on_cpu(first, *(left[0] for left, _ in parts)):
+            flat = [tensor for left, right in parts for tensor in (*left, *(right or (None, None)))]
+            flat += [tensor for share in shares for tensor in share]
+            flat += [tensor for layer in hidden for tensor in (layer.weight, layer.bias)]
             keep = torch.is_grad_enabled()
-            found: Tensor = _Pairs.apply(keep, len(shares), x, first, *parts, *parameters, weight.squeeze(0))
+            found: Tensor = _Pairs.apply(keep, len(parts), len(shares), first, *flat, weight.squeeze(0))
             return found + bias
-        z = x @ first  # (R, A)
-        for share, index in shares:
-            z = z.add_(share if index is None else share.index_select(0, index))
+        z = torch.cat([_rows(left) if right is None else _rows(left) * _rows(right) for left, right in parts]) @ first
+        for share in shares:
+            z = z.add_(_rows(share))
         for layer in list(self)[:-1]:
             z = layer(z)
         return torch.addmm(bias, z, weight.t()).squeeze(1)
+
+
+def _rows(chosen: Rows) -> Tensor:
+    matrix, index = chosen
+    return matrix if index is None else matrix.index_select(0, index)
 
 
 class _Pairs(torch.autograd.Function):
     """The MLP without its last bias, by the kernel."""
 
     @staticmethod
-    def forward(ctx: Any, keep: bool, shared: int, x: Tensor, first: Tensor, *rest: Tensor | None) -> Tensor:
+    def forward(ctx: Any, keep: bool, parts: int, shares: int, first: Tensor, *rest: Tensor | None) -> Tensor:
         from deepinterest.kernels import pairs  # imported when first used: numba takes a while
 
-        x = x.contiguous()
-        found, activations = pairs.forward(x, _layers(shared, first, rest), keep)
-        ctx.shared = shared
-        ctx.save_for_backward(x, activations, first, *rest)
+        found, activations = pairs.forward(_layers(parts, shares, first, rest), keep)
+        ctx.counts = parts, shares
+        ctx.save_for_backward(activations, first, *rest)
         return found
 
     @staticmethod
@@ -71,18 +80,22 @@ class _Pairs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         from deepinterest.kernels import pairs
 
-        x, activations, first, *rest = ctx.saved_tensors
-        found = pairs.backward(x, _layers(ctx.shared, first, rest), activations, grads[0])
-        of_shares = [part for share in found.shares for part in (share, None)]
-        of_hidden = [part for layer in found.hidden for part in layer]
-        return None, None, found.x, found.first, *of_shares, *of_hidden, found.output
+        activations, first, *rest = ctx.saved_tensors
+        found = pairs.backward(_layers(*ctx.counts, first, rest), activations, grads[0])
+        of_parts = [tensor for left, right in found.parts for tensor in (left, None, right, None)]
+        of_shares = [tensor for share in found.shares for tensor in (share, None)]
+        of_hidden = [tensor for layer in found.hidden for tensor in layer]
+        return None, None, None, found.first, *of_parts, *of_shares, *of_hidden, found.output
 
 
-def _layers(shared: int, first: Tensor, rest: Any) -> Layers:
+def _layers(parts: int, shares: int, first: Tensor, rest: Any) -> Layers:
     """From the flat arguments."""
     from deepinterest.kernels.pairs import Layers
 
-    shares, (*middle, output) = rest[: 2 * shared], rest[2 * shared :]
+    *middle, output = rest
+    pairs = [*zip(middle[::2], middle[1::2], strict=True)]
+    factors, others = pairs[: 2 * parts], pairs[2 * parts :]
     return Layers(
-        first, [*zip(shares[::2], shares[1::2], strict=True)], [*zip(middle[::2], middle[1::2], strict=True)], output
-    )
+        [(left, None if right[0] is None else right) for left, right in zip(factors[::2], factors[1::2], strict=True)],
+        first, others[:shares], others[shares:], output,
+    )  # fmt: skip
