@@ -10,8 +10,10 @@ import math
 import numpy as np
 
 from deepinterest.kernels.compiled import compiled
+from deepinterest.kernels.tiles import FLOAT, prefetch
 
 ONE = np.float32(1)
+AHEAD = 8  # rows that are fetched before they are needed: they lie anywhere in memory
 
 
 @compiled
@@ -40,6 +42,14 @@ def distinct(rows, place, found, inverse):
 
 
 @compiled
+def _fetch(table, mean, square, offset, size):
+    """So many floats of all three."""
+    prefetch(table + offset, size)
+    prefetch(mean + offset, size)
+    prefetch(square + offset, size)
+
+
+@compiled
 def catch_up(table, mean, square, last_step, rows, steps, rules, base, eps, beta1, beta2):
     """Make the steps up to `steps` that `rows` (n,) have missed; they may repeat. See `DeferredAdam._moved`.
 
@@ -49,7 +59,13 @@ def catch_up(table, mean, square, last_step, rows, steps, rules, base, eps, beta
     """
     D, columns = table.shape[1], rules.shape[1] // 2
     reach = np.empty(D, np.float32)
+    of_table, of_mean, of_square, of_last = table.ctypes.data, mean.ctypes.data, square.ctypes.data, last_step.ctypes.data
     for i in range(len(rows)):
+        if i + 2 * AHEAD < len(rows):
+            prefetch(of_last + 8 * rows[i + 2 * AHEAD], 1)
+            ahead = rows[i + AHEAD]
+            if 0 <= ahead < len(table) and last_step[ahead] < steps:
+                _fetch(of_table, of_mean, of_square, FLOAT * ahead * D, D)
         row = rows[i]
         if row < 0 or row >= len(table):
             continue
@@ -87,7 +103,10 @@ def update(table, mean, square, last_step, rows, gradient, place, steps, rate, e
         else:
             for j in range(D):
                 gradient[first, j] += gradient[i, j]
+    of_table, of_mean, of_square = table.ctypes.data, mean.ctypes.data, square.ctypes.data
     for i in range(len(rows)):
+        if i + AHEAD < len(rows):
+            _fetch(of_table, of_mean, of_square, FLOAT * rows[i + AHEAD] * D, D)
         row = rows[i]
         if place[row] != i:
             continue
