@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import torch
-from numba import njit
+from numba import njit, types
 
-compiled = njit(
-    cache=True,
-    nogil=True,
-    error_model="numpy",  # no check for a zero divisor in every division
-    fastmath={"nsz", "arcp", "contract", "afn", "reassoc"},  # not nnan and ninf: nan stays nan
-)
+_OPTIONS = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",  # no check for a zero divisor in every division
+    "fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"},  # not nnan and ninf: nan stays nan
+}
+compiled = njit(**_OPTIONS)
+
+
+def compiled_once(function: Callable[..., None]) -> Any:
+    """For a function of addresses and sizes that returns nothing: one version for all kinds of integers."""
+    arguments = [types.intp] * len(inspect.signature(function).parameters)
+    return njit(types.void(*arguments), **_OPTIONS)(function)
 
 
 def workers(tasks: int) -> int:

@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from deepinterest.kernels.compiled import compiled
+from deepinterest.kernels.compiled import compiled_once
 
 
 def _features() -> str:
@@ -166,35 +166,35 @@ def _prefetch_line(context, address):  # type: ignore[no-untyped-def]
     return types.void(types.intp), emit
 
 
-@compiled
+@compiled_once
 def prefetch(address, size):
     """Have so many floats come to the nearest cache meanwhile; an address that nobody has does no harm."""
     for done in range(0, FLOAT * size, LINE):
         _prefetch_line(address + done)
 
 
-@compiled
+@compiled_once
 def copy(source, to, read, written):
     """to[:written] = source[:read], filled up with zeros; both are addresses."""
     for done in range(0, written, VECTOR):
         _copy_vector(source + FLOAT * done, to + FLOAT * done, read - done, written - done)
 
 
-@compiled
+@compiled_once
 def add(source, to, size):
     """to[:size] += source[:size]; both are addresses."""
     for done in range(0, size, VECTOR):
         _add_vector(source + FLOAT * done, source, to + FLOAT * done, size - done)
 
 
-@compiled
+@compiled_once
 def multiply(source, to, size):
     """to[:size] *= source[:size]; both are addresses."""
     for done in range(0, size, VECTOR):
         _multiply_vector(source + FLOAT * done, source, to + FLOAT * done, size - done)
 
 
-@compiled
+@compiled_once
 def add_product(left, right, to, size):
     """to[:size] += left[:size] * right[:size]; all are addresses."""
     for done in range(0, size, VECTOR):
@@ -206,7 +206,7 @@ _4x3, _4x2, _4x1 = _tile(4, 3), _tile(4, 2), _tile(4, 1)
 _1x3, _1x2, _1x1 = _tile(1, 3), _tile(1, 2), _tile(1, 1)
 
 
-@compiled
+@compiled_once
 def product(a, a_row, a_step, b, b_step, c, c_row, rows, steps, columns, add):
     """c (rows, columns) = a (rows, steps) @ b (steps, columns), or c += that where add is 1.
 
