@@ -140,7 +140,7 @@ intel = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason
 
 
 def on_narrow_cpu(*tests: str) -> None:
-    code = "import sys, pytest; from deepinterest.kernels import tiles; assert tiles.VECTOR == 8; sys.exit(pytest.main())"
+    code = "from deepinterest.kernels import tiles; assert tiles.VECTOR == 8; import pytest; exit(pytest.main())"
     words = [sys.executable, "-c", code, "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(words, env={**os.environ, **NARROW}, capture_output=True, text=True, cwd=HERE.parents[2])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

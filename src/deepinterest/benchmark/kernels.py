@@ -1,4 +1,6 @@
-"""`kernels`: the recurrence alone, by each kernel that this device has, against torch.nn.GRU of the same size."""
+"""`kernels`: the recurrence alone, by each kernel that this device has, against torch.nn.GRU of the same size.
+
+On a CPU also what else its kernels compute: dense layers, attention and the auxiliary net."""
 
 from __future__ import annotations
 
@@ -18,24 +20,27 @@ from deepinterest.benchmark import measure
 from deepinterest.benchmark.measure import seconds_of
 from deepinterest.benchmark.training import Settings
 from deepinterest.benchmark.workload import history_lengths
-from deepinterest.config import KernelName, ResetGate
+from deepinterest.config import DIENConfig, KernelName, ResetGate
 from deepinterest.errors import UserError
 from deepinterest.kernels import using
 from deepinterest.kernels.recurrence import GPU_HIDDEN
+from deepinterest.nn.attention import TargetAttention
+from deepinterest.nn.auxiliary import AuxiliaryLoss
+from deepinterest.nn.mlp import linear
 from deepinterest.nn.ragged import Pairs
 from deepinterest.nn.recurrent import GRU, AttentionGRU
 
 
 @dataclass
 class Compared:
-    """One line: with input projections, as a network uses it."""
+    """One line: with input projections and all that a network's block does."""
 
     kernel: KernelName | None  # None where no kernel of ours acts
     run: Callable[[], Any]
     inputs: list[Tensor]  # that backward gives gradients of
 
     def call(self) -> Tensor:
-        """All states."""
+        """All states, or what the block gives."""
         found = self.run()
         states = found[0] if isinstance(found, tuple) else found
         return states.data if isinstance(states, PackedSequence) else states
@@ -71,9 +76,31 @@ def calls(hidden: int, lengths: np.ndarray, device: str) -> dict[str, Compared]:
         augru = AttentionGRU(hidden, hidden).to(device)
         run = partial(augru.states, x, attention, pairs)
         found[f"{kernel.value}: AUGRU"] = Compared(kernel, run, [x, attention, *augru.parameters()])
+        if device == "cpu":
+            found |= blocks(kernel, x, offsets, pairs)
     name = "cuDNN" if device == "cuda" else "torch"
     found[f"{name}: nn.GRU, packed"] = Compared(None, partial(reference, packed), [packed.data, *weights])
     found[f"{name}: nn.GRU, padded"] = Compared(None, partial(reference, padded), [padded, *weights])
+    return found
+
+
+def blocks(kernel: KernelName, x: Tensor, offsets: Tensor, pairs: Pairs) -> dict[str, Compared]:
+    """The other blocks that are computed by kernels, of DIEN's sizes but for the width of x."""
+    hidden = x.shape[1]
+    projection, auxiliary = linear(hidden, 3 * hidden), AuxiliaryLoss(hidden, hidden, DIENConfig().aux_net)
+    attention = TargetAttention(hidden, hidden, DIENConfig().attention)
+    query, negatives = torch.randn(len(offsets) - 1, hidden), torch.randn(len(x), 1, hidden)
+    lines: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
+        f"dense, {hidden} to {3 * hidden}": (projection, (x,)),
+        "attention": (attention, (query.requires_grad_(), x, pairs)),
+        "auxiliary net": (auxiliary, (x, x, negatives.requires_grad_(), offsets)),
+    }
+    found = {}
+    for name, (module, arguments) in lines.items():
+        inputs = [tensor for tensor in arguments if isinstance(tensor, Tensor) and tensor.requires_grad]
+        found[f"{kernel.value}: {name}"] = Compared(
+            kernel, partial(module, *arguments), [*inputs, *module.parameters()]
+        )
     return found
 
 
@@ -105,7 +132,7 @@ def table(settings: Settings, found: list[dict[str, Any]]) -> Table:
         (each["name"], each["lengths"], str(each["hidden"]), f"{each['forward_ms']:.2f}", f"{each['both_ms']:.2f}")
         for each in found
     ]
-    columns = ("recurrence", "lengths", "hidden", "forward ms", "forward and backward ms")
+    columns = ("block", "lengths", "hidden", "forward ms", "forward and backward ms")
     title = f"{settings.batch_size:,} sequences; {measure.title(settings.device, settings.threads)}"
     return measure.table(title, columns, rows)
 

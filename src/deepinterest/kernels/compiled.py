@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from numba import njit, types
 
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     "cache": True,
     "nogil": True,
     "error_model": "numpy",  # no check for a zero divisor in every division

@@ -1,8 +1,8 @@
 """The recurrence in numba for CPUs: eight sequences in step, so that each weight read serves eight rows.
 
 Sequences are taken longest first, in blocks of eight that advance together to the end of the longest; those that still
-run are a block's first rows. While a block is walked its rows are filled up to whole vectors (P floats): what is computed
-there goes nowhere. Blocks are dealt to as many threads as torch uses.
+run are a block's first rows. While a block is walked its rows are filled up to whole vectors (P floats); what is
+computed there goes nowhere. Blocks are dealt to as many threads as torch uses.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def _forward(
             if len(base):
                 for i in range(running):
                     b, s = base[begin[i] + t], slope[begin[i] + t]
-                    row = slice(i * P, (i + 1) * P)
-                    u_row, c_row, h_row = u[row], c[row], h[row]
+                    span = slice(i * P, (i + 1) * P)
+                    u_row, c_row, h_row = u[span], c[span], h[span]
                     for j in range(P):
                         h_row[j] = c_row[j] + (b + s * u_row[j]) * (h_row[j] - c_row[j])
             else:
@@ -221,9 +221,9 @@ def _backward(
                 m = begin[i] + t
                 b, s = (base[m], slope[m]) if len(base) else (_ZERO, _ONE)
                 of_base, of_slope = _ZERO, _ZERO
-                row = slice(i * P, (i + 1) * P)
-                u_row, c_row, h_row, zc_row, zu_row = u[row], c[row], h[row], zc_[row], zu_[row]
-                dh_row, own_row = dh[row], own[row]
+                span = slice(i * P, (i + 1) * P)
+                u_row, c_row, h_row, zc_row, zu_row = u[span], c[span], h[span], zc_[span], zu_[span]
+                dh_row, own_row = dh[span], own[span]
                 for j in range(P):
                     gate, n, d = u_row[j], c_row[j], dh_row[j] + own_row[j]
                     k = b + s * gate
@@ -257,14 +257,15 @@ def _backward(
                 copy(of_zc + row, to + FLOAT * 2 * H, H, H)
             waiting += running
             if waiting > TOGETHER:
-                _sum_up(after, left, inside, zr, zu, zc, beside, sums[worker], waiting, H, P)
+                _sum_up(after, left, inside, zr, zu, zc, beside, sums[worker], waiting, H)
                 waiting = 0
-    _sum_up(after, left, inside, zr, zu, zc, beside, sums[worker], waiting, H, P)
+    _sum_up(after, left, inside, zr, zu, zc, beside, sums[worker], waiting, H)
 
 
 @compiled
-def _sum_up(after, left, inside, zr, zu, zc, beside, sums, waiting, H, P):
+def _sum_up(after, left, inside, zr, zu, zc, beside, sums, waiting, hidden):
     """Add to the gradients of Ur, Uu and Uc, one after the other in sums, what the rows that wait give."""
+    H, P = hidden, len(sums) // (3 * hidden)
     of_left, to, size = left.ctypes.data, sums.ctypes.data, FLOAT * H * P
     product(of_left, 1, P, zr.ctypes.data, P, to, P, H, waiting, P, 1)
     product(of_left, 1, P, zu.ctypes.data, P, to + size, P, H, waiting, P, 1)

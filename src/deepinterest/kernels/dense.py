@@ -10,8 +10,6 @@ from torch.autograd.function import once_differentiable
 
 from deepinterest.kernels.recurrence import on_cpu
 
-BLOCK = 64  # rows that a core's nearest cache holds
-
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (R, I) @ weight (I, O) + bias (O,) -> (R, O). Differentiable, once, in all of them."""

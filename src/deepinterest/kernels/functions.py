@@ -1,6 +1,6 @@
 """Sigmoid and tanh, in place, of flat arrays in compiled functions.
 
-Loops run from 0 to an array's length, of slices: numba makes vectors of no others, as it asks of a signed index each time
+Loops run from 0 to the length of a slice: numba makes vectors of no others, because it asks of a signed index each time
 whether it is negative.
 """
 

@@ -29,8 +29,8 @@ class Layers:
     The R pairs are those of all parts, part after part; x is the product of a part's one or two factors.
     """
 
-    parts: list[tuple[Rows, Rows | None]]  # matrices (., I)
-    first: Tensor  # (I, A)
+    parts: list[tuple[Rows, Rows | None]]  # matrices (., D)
+    first: Tensor  # (D, A)
     shares: list[Rows]  # matrices (., A), R rows of each
     hidden: list[tuple[Tensor, Tensor]]  # (A', A) and (A',), for each layer
     output: Tensor  # (A',) of the last A'
@@ -74,8 +74,8 @@ def forward(layers: Layers, keep: bool) -> tuple[Tensor, Tensor]:
 
 def backward(layers: Layers, activations: Tensor, grad: Tensor) -> Gradients:
     """The gradients, from those of the result (R,)."""
-    (I, A), widths, count = layers.first.shape, layers.widths, _workers(layers)
-    sizes = [I * A, *(inner * outer for inner, outer in pairwise(widths)), *widths[1:], widths[-1]]
+    (D, A), widths, count = layers.first.shape, layers.widths, _workers(layers)
+    sizes = [D * A, *(inner * outer for inner, outer in pairwise(widths)), *widths[1:], widths[-1]]
     sums = grad.new_zeros(count, sum(sizes))
     lefts, rights, of_shares = (
         [grad.new_zeros(count, *matrix.shape) for matrix, _ in rows]
@@ -93,7 +93,7 @@ def backward(layers: Layers, activations: Tensor, grad: Tensor) -> Gradients:
             (_total(left), None if part[1] is None else _total(right))
             for left, right, part in zip(lefts, rights, layers.parts, strict=True)
         ],
-        first=first.view(I, A),
+        first=first.view(D, A),
         shares=[_total(part) for part in of_shares],
         hidden=[
             (weight.view(outer, inner), bias)
@@ -160,9 +160,9 @@ def _forward(
     worker, workers, widths, sizes, keep, lefts, left_rows, rights, right_rows, shares, share_rows,
     weights, biases, output, activations, found,
 ):  # fmt: skip
-    R, I, total = len(found), lefts[0].shape[1], np.sum(widths)
+    R, D, total = len(found), lefts[0].shape[1], np.sum(widths)
     of_weights, of_biases, to = weights.ctypes.data, biases.ctypes.data, activations.ctypes.data
-    x = np.empty(BLOCK * I, np.float32)
+    x = np.empty(BLOCK * D, np.float32)
     of_x = x.ctypes.data
     base = 0  # pairs of the parts before
     for part in range(len(sizes)):
@@ -171,9 +171,9 @@ def _forward(
             size = min(BLOCK, sizes[part] - begin)
             x[0] = 0  # numba frees an array after its last use, whoever has its address
             for i in range(size):
-                copy(_at(left, row, begin + i), of_x + FLOAT * i * I, I, I)
+                copy(_at(left, row, begin + i), of_x + FLOAT * i * D, D, D)
                 if len(right):
-                    multiply(_at(right, other, begin + i), of_x + FLOAT * i * I, I)
+                    multiply(_at(right, other, begin + i), of_x + FLOAT * i * D, D)
             # A layer begins at `layer`, the block's rows in it at `now`.
             A, first = widths[0], base + begin
             layer = 0 if keep else worker * BLOCK * total
@@ -185,9 +185,9 @@ def _forward(
                         copy(source, place, A, A)
                     else:
                         add(source, place, A)
-            product(of_x, I, 1, of_weights, _stride(A), to + FLOAT * now, A, size, I, A, 1)
+            product(of_x, D, 1, of_weights, _stride(A), to + FLOAT * now, A, size, D, A, 1)
             sigmoid(activations[now : now + size * A])
-            weight, bias = I * _stride(A), 0
+            weight, bias = D * _stride(A), 0
             for number in range(1, len(widths)):
                 before, B = now, A
                 layer += (R if keep else BLOCK) * B
@@ -208,10 +208,10 @@ def _backward(
     worker, workers, widths, sizes, lefts, left_rows, rights, right_rows, shares, share_rows,
     d_lefts, d_rights, d_shares, weights, output, activations, grad, sums,
 ):  # fmt: skip
-    R, I, layers, total = len(grad), lefts[0].shape[1], len(widths), np.sum(widths)
+    R, D, layers, total = len(grad), lefts[0].shape[1], len(widths), np.sum(widths)
     of_weights, of_activations = weights.ctypes.data, activations.ctypes.data
     to = sums.ctypes.data + FLOAT * worker * sums.shape[1]
-    x, dx = np.empty(BLOCK * I, np.float32), np.empty(BLOCK * I, np.float32)
+    x, dx = np.empty(BLOCK * D, np.float32), np.empty(BLOCK * D, np.float32)
     of_x, of_dx = x.ctypes.data, dx.ctypes.data
     d, other_d = np.empty(BLOCK * np.max(widths), np.float32), np.empty(BLOCK * np.max(widths), np.float32)
     base = 0
@@ -244,18 +244,18 @@ def _backward(
             for number in range(len(d_shares)):
                 for i in range(size):
                     add(of_d + FLOAT * i * A, _at(d_shares[number][worker], share_rows[number], first + i), A)
-            product(of_d, A, 1, of_weights, _stride(I), of_dx, I, size, A, I, 0)
+            product(of_d, A, 1, of_weights, _stride(D), of_dx, D, size, A, D, 0)
             x[0], dx[0] = 0, dx[0]  # both live on, as above
             for i in range(size):
-                at = FLOAT * i * I
+                at = FLOAT * i * D
                 source, place = _at(left, row, begin + i), _at(d_left, row, begin + i)
-                copy(source, of_x + at, I, I)
+                copy(source, of_x + at, D, D)
                 if len(right):
                     factor = _at(right, other, begin + i)
-                    multiply(factor, of_x + at, I)
-                    add_product(of_dx + at, factor, place, I)
-                    add_product(of_dx + at, source, _at(d_right, other, begin + i), I)
+                    multiply(factor, of_x + at, D)
+                    add_product(of_dx + at, factor, place, D)
+                    add_product(of_dx + at, source, _at(d_right, other, begin + i), D)
                 else:
-                    add(of_dx + at, place, I)
-            product(of_x, 1, I, of_d, A, to, A, I, size, A, 1)
+                    add(of_dx + at, place, D)
+            product(of_x, 1, D, of_d, A, to, A, D, size, A, 1)
         base += sizes[part]

@@ -59,10 +59,10 @@ def catch_up(table, mean, square, last_step, rows, steps, rules, base, eps, beta
     """
     D, columns = table.shape[1], rules.shape[1] // 2
     reach = np.empty(D, np.float32)
-    of_table, of_mean, of_square, of_last = table.ctypes.data, mean.ctypes.data, square.ctypes.data, last_step.ctypes.data
+    of_table, of_mean, of_square = table.ctypes.data, mean.ctypes.data, square.ctypes.data
     for i in range(len(rows)):
         if i + 2 * AHEAD < len(rows):
-            prefetch(of_last + 8 * rows[i + 2 * AHEAD], 1)
+            prefetch(last_step.ctypes.data + 8 * rows[i + 2 * AHEAD], 1)
             ahead = rows[i + AHEAD]
             if 0 <= ahead < len(table) and last_step[ahead] < steps:
                 _fetch(of_table, of_mean, of_square, FLOAT * ahead * D, D)

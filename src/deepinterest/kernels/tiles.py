@@ -1,7 +1,7 @@
 """Matrix products on a CPU, from tiles that stay in its vector registers; to be called from compiled functions.
 
-The library that torch multiplies with takes vectors of 8 floats on CPUs of some makers that have 16; here the widest the
-CPU has are used. A tile is 8 rows by 3 vectors of the result: all its sums are in registers while k runs.
+A tile is 8 rows by 3 vectors of the result, whose sums are all in registers while k runs. Vectors are the widest that
+the CPU has. (The library that torch multiplies with takes half of them on CPUs that aren't its maker's own.)
 
 Matrices are given by the address of their first element and by strides in floats, so that parts of rows, columns and
 transposes need no copies. Nothing checks them: an address must be inside an array that outlives the call.
@@ -13,20 +13,21 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils, config
-from numba.extending import intrinsic
 
 from deepinterest.kernels.compiled import compiled_once
 
 
 def _features() -> str:
-    return config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten()
+    """The CPU's, or those that numba's environment variables name."""
+    return getattr(config, "CPU_FEATURES", None) or str(llvmlite.binding.get_host_cpu_features().flatten())
 
 
 VECTOR = 16 if "+avx512f" in _features() else 8  # floats
 ROWS = 8 if VECTOR == 16 else 4  # of a tile: as many as there are registers for
 
+intrinsic: Any = extending.intrinsic
 FLOAT = 4  # bytes
 LINE = 64  # bytes that come together from memory
 
@@ -83,8 +84,8 @@ def _tile(rows: int, vectors: int) -> Any:
     """The product of a tile of this size; see `product` for the arguments."""
 
     @intrinsic
-    def tile(context, a, a_row, a_step, b, b_step, c, c_row, steps, columns, add):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def tile(context, a, a_row, a_step, b, b_step, c, c_row, steps, columns, add):
+        def emit(context, builder, signature, arguments):
             a, a_row, a_step, b, b_step, c, c_row, steps, columns, add = arguments
             code = _Emitter(builder)
             rest = code.first(builder.sub(columns, _INDEX((vectors - 1) * VECTOR)))
@@ -121,8 +122,8 @@ def _tile(rows: int, vectors: int) -> Any:
 
 
 @intrinsic
-def _copy_vector(context, source, to, read, written):  # type: ignore[no-untyped-def]
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+def _copy_vector(context, source, to, read, written):
+    def emit(context, builder, signature, arguments):
         source, to, read, written = arguments
         code = _Emitter(builder)
         code.store(code.load(source, _INDEX(0), code.first(read)), to, _INDEX(0), code.first(written))
@@ -135,8 +136,8 @@ def _onto(compute: Any) -> Any:
     """to = compute(code, to, left, right) of vectors, for the first `count` floats."""
 
     @intrinsic
-    def vector(context, left, right, to, count):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def vector(context, left, right, to, count):
+        def emit(context, builder, signature, arguments):
             left, right, to, count = arguments
             code = _Emitter(builder)
             mask = code.first(count)
@@ -155,8 +156,8 @@ _add_product_vector = _onto(lambda code, to, left, right: code.multiply_add(left
 
 
 @intrinsic
-def _prefetch_line(context, address):  # type: ignore[no-untyped-def]
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+def _prefetch_line(context, address):
+    def emit(context, builder, signature, arguments):
         pointer = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ class PairMLP(nn.Sequential):
             layers += [linear(inputs, width), Sigmoid()]
         super().__init__(*layers, linear(hidden[-1], outputs))
 
-    def of(self, parts: list[Part], first: Tensor, shares: list[Rows]) -> Tensor:
+    def of(self, parts: Sequence[Part], first: Tensor, shares: Sequence[Rows]) -> Tensor:
         """R pairs, those of all parts, part after part -> (R,): of the first layer x @ first + sum of shares.
 
         Matrices of the parts are (., I), first is (I, A), matrices of the one or more shares are (., A).
@@ -81,7 +82,8 @@ class _Pairs(torch.autograd.Function):
         from deepinterest.kernels import pairs
 
         activations, first, *rest = ctx.saved_tensors
-        found = pairs.backward(_layers(*ctx.counts, first, rest), activations, grads[0])
+        parts, shares = ctx.counts
+        found = pairs.backward(_layers(parts, shares, first, rest), activations, grads[0])
         of_parts = [tensor for left, right in found.parts for tensor in (left, None, right, None)]
         of_shares = [tensor for share in found.shares for tensor in (share, None)]
         of_hidden = [tensor for layer in found.hidden for tensor in layer]
