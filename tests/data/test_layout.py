@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepinterest.config import CompleteJourneyConfig, EventFileConfig, ReferenceDataConfig, Ties
@@ -547,6 +547,7 @@ name = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\x02"), mi
 no_default = name.filter(lambda text: not text.startswith("default"))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """What was written is read, whatever the names, ties and lengths of histories."""
