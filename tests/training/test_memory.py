@@ -35,6 +35,6 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
 def test_steps_reuse_the_memory_of_those_before() -> None:
-    # None, but that a busy system takes pages back on its own, at times in five of six processes.
+    # None; but a busy system takes pages back on its own, at times in more than half of the processes.
     assert any(faults("keep") < 100 for _ in range(30))
-    assert min(faults("leave") for _ in range(3)) > 10_000
+    assert min(faults("leave") for _ in range(5)) > 1_000
