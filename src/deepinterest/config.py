@@ -43,7 +43,7 @@ class AttentionUpdate(Enum):
 
 
 class KernelName(Enum):
-    """Who computes the recurrences."""
+    """Who computes recurrences, and on a CPU matrix products and the MLPs of pairs too."""
 
     auto = "auto"  # the fastest of the others that fits device, precision and width
     oracle = "oracle"  # one step at a time, for tests

@@ -56,7 +56,7 @@ def test_parts_follow_one_another_and_may_be_products(sizes: tuple[int, int]) ->
     parts: list[Part] = [
         ((torch.randn(one, 20).requires_grad_(), None), sample(7, one, 20)),
         (sample(3, other, 20), sample(7, other, 20)),
-        (sample(3, other, 20), None),
+        ((torch.randn(20, 3).t().requires_grad_(), torch.randint(3, (other,))), None),  # not in one piece
     ]
     found = both(PairMLP([33, 8], 1), parts, [sample(6, one + 2 * other, 33)], 20, 33)
     for actual, expected in zip(*found, strict=True):

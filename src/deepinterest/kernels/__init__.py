@@ -1,4 +1,7 @@
-"""One recurrence, several times: as the equations say it, in torch, in numba for the CPU, in Triton for the GPU."""
+"""What is computed by hand: recurrences, the MLPs of pairs, matrix products, rows of embedding tables.
+
+The recurrence comes as the equations say it, in torch, in numba for the CPU and in Triton for the GPU.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     (rows, inputs), outputs = x.shape, weight.shape[1]
     x, weight = _rows(x), _rows(weight)
     found = x.new_empty(rows, outputs)
-    count = workers(-(-rows // BLOCK))
+    count = workers(-(-rows // BLOCK), rows * inputs * outputs)
     of_bias = 0 if bias is None else bias.data_ptr()
     share(
         count, _product, x.data_ptr(), x.stride(0), weight.data_ptr(), weight.stride(0), of_bias,
@@ -29,7 +29,7 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
     """x (R, I), y (R, O) -> (I, O), the sum over rows of their outer products, float32."""
     (rows, inputs), outputs = x.shape, y.shape[1]
     x, y = _rows(x), _rows(y)
-    count = workers(-(-rows // BLOCK))
+    count = workers(-(-rows // BLOCK), rows * inputs * outputs)
     sums = x.new_zeros(count, inputs, outputs)
     share(count, _inner, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), sums.data_ptr(), rows, inputs, outputs)
     return sums[0] if count == 1 else sums.sum(0)

@@ -18,6 +18,7 @@ _OPTIONS: dict[str, Any] = {
     "fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"},  # not nnan and ninf: nan stays nan
 }
 compiled = njit(**_OPTIONS)
+WORTH_A_THREAD = 12e6  # multiplications, 0.1 ms
 
 
 def compiled_once(function: Callable[..., None]) -> Any:
@@ -26,19 +27,22 @@ def compiled_once(function: Callable[..., None]) -> Any:
     return njit(types.void(*arguments), **_OPTIONS)(function)
 
 
-def workers(tasks: int) -> int:
-    """How many threads are worth starting for so many tasks: no more than torch may use."""
-    return max(1, min(torch.get_num_threads(), tasks))
+def workers(tasks: int, products: float) -> int:
+    """How many threads are worth starting for so many tasks that take so many multiplications together.
+
+    No more than torch may use, and none for what is done sooner than a thread is woken.
+    """
+    return max(1, min(torch.get_num_threads(), tasks, int(products / WORTH_A_THREAD)))
 
 
 def share(workers: int, walk: Callable[..., None], *arguments: Any) -> None:
-    """Call walk(worker, workers, *arguments) for each worker, in threads; it frees the interpreter's lock."""
-    if workers == 1:
-        walk(0, 1, *arguments)
-    else:
-        list(_pool(workers).map(lambda worker: walk(worker, workers, *arguments), range(workers)))
+    """Call walk(worker, workers, *arguments) for each worker: here, and in threads. It frees the interpreter's lock."""
+    others = [_pool(workers).submit(walk, worker, workers, *arguments) for worker in range(1, workers)]
+    walk(0, workers, *arguments)
+    for other in others:
+        other.result()
 
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="kernel")
+    return ThreadPoolExecutor(workers - 1, thread_name_prefix="kernel")

@@ -18,6 +18,7 @@ from deepinterest.kernels.recurrence import Gradients, Sequences
 from deepinterest.kernels.tiles import FLOAT, VECTOR, copy, prefetch, product
 
 ROWS = 8  # sequences of a block
+FUNCTIONS = 100  # multiplications that take as long as a sigmoid or a tanh and what is around it
 AHEAD = 3  # steps whose data are fetched before they are needed
 TOGETHER = 64  # rows of steps from which the weights' gradients are summed
 _ONE, _ZERO = np.float32(1), np.float32(0)
@@ -83,7 +84,7 @@ class _Walk:
         order = np.argsort(-lengths, kind="stable")
         vectors = -(-H // VECTOR)
         self.padded = vectors * VECTOR  # P
-        self.workers = workers(-(-len(order) // ROWS))
+        self.workers = workers(-(-len(order) // ROWS), 3 * of.steps * H * (H + FUNCTIONS))
         source = np.empty(0, np.int64) if of.source is None else of.source.numpy()
         lines = [np.empty(0, np.float32)] * 2 if of.base is None or of.slope is None else _flat(of.base, of.slope)
         # A tuple's length is part of its type: P is a constant to the compiler.

@@ -1,7 +1,8 @@
 """The MLP of pairs (`nn/pair_mlp.py`) on a CPU: blocks of pairs go through all layers, their activations in its cache.
 
 Activations of all layers lie in one flat array, layer after layer, each (R, width). Weights are laid out for
-`tiles.product`: rows filled up to whole vectors. Each worker sums gradients of its own, which are added in the end.
+`tiles.product`: rows filled up to whole vectors. The way back is walked by one thread: sums of gradients for each of
+several, and adding them up, took longer than they saved.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def forward(layers: Layers, keep: bool) -> tuple[Tensor, Tensor]:
     found = first.new_empty(R)
     if R == 0:
         return found, found
-    count = _workers(layers)
+    multiplications = R * (first.numel() + sum(weight.numel() for weight, _ in layers.hidden))
+    count = workers(sum(-(-size // BLOCK) for size in layers.sizes), multiplications)
     activations = first.new_empty(sum(widths) * (R if keep else count * BLOCK))
     weights = _laid_out([first, *(weight.t() for weight, _ in layers.hidden)])
     biases = torch.cat([bias for _, bias in layers.hidden]) if layers.hidden else found[:0]
@@ -74,27 +76,27 @@ def forward(layers: Layers, keep: bool) -> tuple[Tensor, Tensor]:
 
 def backward(layers: Layers, activations: Tensor, grad: Tensor) -> Gradients:
     """The gradients, from those of the result (R,)."""
-    (D, A), widths, count = layers.first.shape, layers.widths, _workers(layers)
+    (D, A), widths = layers.first.shape, layers.widths
     sizes = [D * A, *(inner * outer for inner, outer in pairwise(widths)), *widths[1:], widths[-1]]
-    sums = grad.new_zeros(count, sum(sizes))
+    sums = grad.new_zeros(sum(sizes))
     lefts, rights, of_shares = (
-        [grad.new_zeros(count, *matrix.shape) for matrix, _ in rows]
+        [grad.new_zeros(matrix.shape) for matrix, _ in rows]
         for rows in ([left for left, _ in layers.parts], [right or _NONE for _, right in layers.parts], layers.shares)
     )
     if len(grad):
         weights = _laid_out([layers.first.t(), *(weight for weight, _ in layers.hidden)])
         arrays = (_array(tensor) for tensor in (weights, layers.output, activations, grad, sums))
         to = (tuple(map(_array, matrices)) for matrices in (lefts, rights, of_shares))
-        share(count, _backward, np.array(widths), np.array(layers.sizes), *_read(layers), *to, *arrays)
-    first, *rest = _total(sums).split(sizes)
+        _backward(np.array(widths), np.array(layers.sizes), *_read(layers), *to, *arrays)
+    first, *rest = sums.split(sizes)
     hidden = len(layers.hidden)
     return Gradients(
         parts=[
-            (_total(left), None if part[1] is None else _total(right))
+            (left, None if part[1] is None else right)
             for left, right, part in zip(lefts, rights, layers.parts, strict=True)
         ],
         first=first.view(D, A),
-        shares=[_total(part) for part in of_shares],
+        shares=of_shares,
         hidden=[
             (weight.view(outer, inner), bias)
             for (inner, outer), weight, bias in zip(pairwise(widths), rest[:hidden], rest[hidden:-1], strict=True)
@@ -104,15 +106,6 @@ def backward(layers: Layers, activations: Tensor, grad: Tensor) -> Gradients:
 
 
 _NONE: Rows = (torch.empty(0, 1), None)
-
-
-def _workers(layers: Layers) -> int:
-    return workers(sum(-(-size // BLOCK) for size in layers.sizes))
-
-
-def _total(sums: Tensor) -> Tensor:
-    """Of the workers' sums."""
-    return sums[0] if len(sums) == 1 else sums.sum(0)
 
 
 def _laid_out(matrices: list[Tensor]) -> Tensor:
@@ -205,25 +198,25 @@ def _forward(
 
 @compiled
 def _backward(
-    worker, workers, widths, sizes, lefts, left_rows, rights, right_rows, shares, share_rows,
+    widths, sizes, lefts, left_rows, rights, right_rows, shares, share_rows,
     d_lefts, d_rights, d_shares, weights, output, activations, grad, sums,
 ):  # fmt: skip
     R, D, layers, total = len(grad), lefts[0].shape[1], len(widths), np.sum(widths)
     of_weights, of_activations = weights.ctypes.data, activations.ctypes.data
-    to = sums.ctypes.data + FLOAT * worker * sums.shape[1]
+    to = sums.ctypes.data
     x, dx = np.empty(BLOCK * D, np.float32), np.empty(BLOCK * D, np.float32)
     of_x, of_dx = x.ctypes.data, dx.ctypes.data
     d, other_d = np.empty(BLOCK * np.max(widths), np.float32), np.empty(BLOCK * np.max(widths), np.float32)
     base = 0
     for part in range(len(sizes)):
         left, row, right, other = lefts[part], left_rows[part], rights[part], right_rows[part]
-        d_left, d_right = d_lefts[part][worker], d_rights[part][worker]
-        for begin in range(worker * BLOCK, sizes[part], workers * BLOCK):
+        d_left, d_right = d_lefts[part], d_rights[part]
+        for begin in range(0, sizes[part], BLOCK):
             size, first = min(BLOCK, sizes[part] - begin), base + begin
             of_grad = grad.ctypes.data + FLOAT * first
             # From the last layer to the first; places in the arrays go down.
             A = widths[layers - 1]
-            layer, weight, bias = R * (total - A), len(weights), sums.shape[1] - A
+            layer, weight, bias = R * (total - A), len(weights), len(sums) - A
             now, of_weight = layer + first * A, bias - (total - widths[0])
             product(of_grad, 0, 1, of_activations + FLOAT * now, A, to + FLOAT * bias, 0, 1, size, A, 1)
             product(of_grad, 1, 0, output.ctypes.data, 0, d.ctypes.data, A, size, 1, A, 0)
@@ -243,7 +236,7 @@ def _backward(
             of_d = d.ctypes.data
             for number in range(len(d_shares)):
                 for i in range(size):
-                    add(of_d + FLOAT * i * A, _at(d_shares[number][worker], share_rows[number], first + i), A)
+                    add(of_d + FLOAT * i * A, _at(d_shares[number], share_rows[number], first + i), A)
             product(of_d, A, 1, of_weights, _stride(D), of_dx, D, size, A, D, 0)
             x[0], dx[0] = 0, dx[0]  # both live on, as above
             for i in range(size):

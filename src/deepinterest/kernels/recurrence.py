@@ -133,8 +133,10 @@ def chosen(x: Tensor, hidden: int) -> KernelName:
 
 
 def on_cpu(*parts: Tensor) -> bool:
-    """Whether products of these are for the kernels of the CPU."""
+    """Whether products of these are for the kernels of the CPU; what torch compiles is its own."""
     if _asked not in (KernelName.auto, KernelName.cpu) or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling():
         return False
     return all(part.device.type == "cpu" and part.dtype is torch.float32 for part in parts)
 
