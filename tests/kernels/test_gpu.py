@@ -23,7 +23,8 @@ from torch import Tensor
 from deepinterest.config import KernelName, ResetGate
 from deepinterest.errors import UserError
 from deepinterest.kernels import recurrence, using
-from deepinterest.kernels.recurrence import GPU_HIDDEN, Sequences
+from deepinterest.kernels.choice import GPU_HIDDEN
+from deepinterest.kernels.recurrence import Sequences
 
 triton = pytest.importorskip("triton", reason="triton, which comes with torch's CUDA builds, is not installed")
 

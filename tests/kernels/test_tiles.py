@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepinterest.kernels import blocks, dense, tiles, using
+from deepinterest.kernels import add_rows, blocks, dense, tiles, using
 from deepinterest.kernels.functions import sigmoid, tanh, through_sigmoid
 
 FLOAT, AROUND = tiles.FLOAT, 40
@@ -117,6 +117,19 @@ def test_dense_takes_parts_and_transposes() -> None:
     for left in (x[:, 3:53], x[::2, :50], torch.randn(50, 40).t(), torch.randn(1, 50).expand(6, 50)):
         torch.testing.assert_close(blocks.product(left, weight.t(), None), left @ weight.t(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(blocks.inner(left, left), left.t() @ left, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [1, 18, 40])
+def test_add_rows(width: int) -> None:
+    torch.manual_seed(width)
+    to, values, index = torch.randn(7, width), torch.randn(50, width + 3)[:, :width], torch.randint(7, (50,))
+    expected = to.index_add(0, index, values)
+    found = add_rows(to, values, index)
+    assert found is to
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for wrong in (-1, 7):
+        with pytest.raises(IndexError, match=f"{wrong}.*the rows 0 to 6"):
+            add_rows(to, values[:2], torch.tensor([3, wrong]))
 
 
 def test_other_precisions_are_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from deepinterest.benchmark.workload import history_lengths
 from deepinterest.config import DIENConfig, KernelName, ResetGate
 from deepinterest.errors import UserError
 from deepinterest.kernels import using
-from deepinterest.kernels.recurrence import GPU_HIDDEN
+from deepinterest.kernels.choice import GPU_HIDDEN
 from deepinterest.nn.attention import TargetAttention
 from deepinterest.nn.auxiliary import AuxiliaryLoss
 from deepinterest.nn.mlp import linear

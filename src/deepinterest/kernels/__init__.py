@@ -5,7 +5,8 @@ The recurrence comes as the equations say it, in torch, in numba for the CPU and
 
 from __future__ import annotations
 
-from deepinterest.kernels.dense import dense
-from deepinterest.kernels.recurrence import chosen, on_cpu, recurrence, use, using
+from deepinterest.kernels.choice import chosen, on_cpu, use, using
+from deepinterest.kernels.dense import add_rows, dense
+from deepinterest.kernels.recurrence import recurrence
 
-__all__ = ["chosen", "dense", "on_cpu", "recurrence", "use", "using"]
+__all__ = ["add_rows", "chosen", "dense", "on_cpu", "recurrence", "use", "using"]

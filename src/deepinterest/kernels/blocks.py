@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deepinterest.kernels import tiles
 from deepinterest.kernels.compiled import compiled, share, workers
-from deepinterest.kernels.tiles import FLOAT, copy
+from deepinterest.kernels.tiles import FLOAT, add, copy
 
 BLOCK = 64  # rows
 
@@ -35,6 +35,16 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
     return sums[0] if count == 1 else sums.sum(0)
 
 
+def add_rows(values: Tensor, index: Tensor, to: Tensor) -> None:
+    """to[index[i]] += values[i], row by row, of float32 (n, W) and int64 (n,); `to` (S, W) lies in one piece.
+
+    Raises IndexError where `to` has no such row.
+    """
+    values, index = _rows(values), index.contiguous()
+    if not _add_rows(values.data_ptr(), values.stride(0), index.numpy(), to.data_ptr(), *to.shape):
+        raise IndexError(f"Rows reach from {index.min()} to {index.max()}; there are the rows 0 to {len(to) - 1}.")
+
+
 def _rows(matrix: Tensor) -> Tensor:
     """The same, with each row in one piece."""
     return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
@@ -57,3 +67,13 @@ def _inner(worker, workers, x, x_row, y, y_row, sums, rows, inputs, outputs):
     for begin in range(worker * BLOCK, rows, workers * BLOCK):
         size, of_x, of_y = min(BLOCK, rows - begin), x + FLOAT * begin * x_row, y + FLOAT * begin * y_row
         tiles.product(of_x, 1, x_row, of_y, y_row, to, outputs, inputs, size, outputs, 1)
+
+
+@compiled
+def _add_rows(values, value_row, index, to, rows, width):
+    """Whether all rows are there; what comes after one that isn't is left out."""
+    for i in range(len(index)):
+        if index[i] < 0 or index[i] >= rows:
+            return False
+        add(values + FLOAT * i * value_row, to + FLOAT * index[i] * width, width)
+    return True

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from deepinterest.kernels.recurrence import on_cpu
+from deepinterest.kernels.choice import on_cpu
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,6 +36,16 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
     from deepinterest.kernels import blocks
 
     return blocks.inner(x, y)
+
+
+def add_rows(to: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    """to[index[i]] += values[i], without gradients: (S, W), (n, W), (n,) int64; returns `to`."""
+    if not on_cpu(values, to):
+        return to.index_add_(0, index, values)
+    from deepinterest.kernels import blocks
+
+    blocks.add_rows(values, index, to)
+    return to
 
 
 class _Dense(torch.autograd.Function):

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from deepinterest.config import ResetGate
 from deepinterest.errors import UserError
-from deepinterest.kernels.recurrence import GPU_HIDDEN, Gradients, Sequences
+from deepinterest.kernels.choice import GPU_HIDDEN
+from deepinterest.kernels.recurrence import Gradients, Sequences
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _INTERPRETED = tl.constexpr(INTERPRETED)

@@ -17,9 +17,6 @@ u is the gate that keeps, as in the published code and in torch.nn.GRU; the pape
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,10 +25,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deepinterest.config import KernelName, ResetGate
+from deepinterest.kernels import choice
+from deepinterest.kernels.dense import add_rows
 
 _MODULES = {KernelName.torch: "portable", KernelName.cpu: "cpu", KernelName.gpu: "gpu"}
-GPU_HIDDEN = 128  # the widest state that the GPU kernel keeps in registers
-_asked = KernelName.auto
 
 
 @dataclass
@@ -92,7 +89,7 @@ def recurrence(
 ) -> Tensor:
     """All states (M, H) of the sequences; see `Sequences` for the arguments. Differentiable, once, in all of them."""
     of = Sequences(x, source, base, slope, offsets, gates, candidate, reset, bf16)
-    if _asked is KernelName.oracle:
+    if choice.asked() is KernelName.oracle:
         from deepinterest.kernels.oracle import states
 
         return states(of)
@@ -102,48 +99,9 @@ def recurrence(
     return states_
 
 
-def use(name: KernelName | str) -> None:
-    """From now on every recurrence of this process is computed by the kernel of this name."""
-    global _asked
-    _asked = KernelName(name)
-
-
-@contextmanager
-def using(name: KernelName | str) -> Iterator[None]:
-    """`use` for a while."""
-    before = _asked
-    use(name)
-    try:
-        yield
-    finally:
-        use(before)
-
-
-def chosen(x: Tensor, hidden: int) -> KernelName:
-    """The kernel that computes a recurrence of this width on inputs like x: the one asked for, or the fastest."""
-    if _asked is not KernelName.auto:
-        return _asked
-    if x.dtype is not torch.float32:
-        return KernelName.torch
-    if x.device.type == "cpu":
-        return KernelName.cpu
-    if x.device.type == "cuda" and hidden <= GPU_HIDDEN and importlib.util.find_spec("triton"):
-        return KernelName.gpu
-    return KernelName.torch
-
-
-def on_cpu(*parts: Tensor) -> bool:
-    """Whether products of these are for the kernels of the CPU; what torch compiles is its own."""
-    if _asked not in (KernelName.auto, KernelName.cpu) or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.compiler.is_compiling():
-        return False
-    return all(part.device.type == "cpu" and part.dtype is torch.float32 for part in parts)
-
-
 def _kernel(x: Tensor, hidden: int) -> Kernel:
     # Imported when first used: numba and triton take a while.
-    module: Any = importlib.import_module(f"deepinterest.kernels.{_MODULES[chosen(x, hidden)]}")
+    module: Any = importlib.import_module(f"deepinterest.kernels.{_MODULES[choice.chosen(x, hidden)]}")
     kernel: Kernel = module
     return kernel
 
@@ -176,5 +134,5 @@ class _Recurrence(torch.autograd.Function):
         x, source, base, slope, offsets, gates, candidate, states, *kept = ctx.saved_tensors
         of = Sequences(x, source, base, slope, offsets, gates, candidate, ctx.reset, ctx.bf16)
         found = ctx.kernel.backward(of, states, tuple(kept), grads[0])
-        dx = found.z if of.source is None else torch.zeros_like(of.x).index_add_(0, of.source, found.z)  # (N, 3H)
+        dx = found.z if source is None else add_rows(x.new_zeros(x.shape), found.z, source)  # (N, 3H)
         return dx, found.base, found.slope, found.gates, found.candidate, None, None, None, None, None, None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from deepinterest.kernels import add_rows
 from deepinterest.nn.sharded import Shard, lookup
 
 
@@ -90,7 +91,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         total = grads[0].new_zeros(ctx.rows, grads[0].shape[1])
         for part, grad in zip(ctx.saved_tensors, grads, strict=True):
-            total.index_add_(0, part, grad)
+            add_rows(total, grad, part)
         return total, *(None for _ in grads)
 
 
