@@ -12,8 +12,10 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -300,15 +302,26 @@ def test_a_sweep_is_a_group_of_named_and_tagged_runs(
     assert naming.group_of(config, start) == start.parents[1].name
 
 
+def read_all(terminal: int) -> Iterator[bytes]:
+    """What is written to a terminal until its other end is closed, which Linux tells by an error."""
+    with suppress(OSError):
+        while piece := os.read(terminal, 1 << 16):
+            yield piece
+
+
 @pytest.mark.slow
 def test_jobs_in_processes_of_their_own_too(tmp_path: Path, small: Callable[..., list[str]]) -> None:
     more = ("optimizer.lr=0.01,0.02", "trainer.devices=auto")
     line = [sys.executable, str(ROOT / "run.py"), "-m", *words_of(small, tmp_path, *more)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     ours, theirs = pty.openpty()
+    pieces: list[bytes] = []
+    reader = threading.Thread(target=lambda: pieces.extend(read_all(ours)))
+    reader.start()
     answer = subprocess.run(line, stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path, env=environment)
     os.close(theirs)
-    said = os.read(ours, 1 << 20).decode()
+    reader.join()
+    said = b"".join(pieces).decode()
     assert answer.returncode == 0, said
     assert len(list((tmp_path / "sweeps").glob("*/*/.hydra/job.json"))) == 2
     check_sweep(tmp_path)
