@@ -132,6 +132,18 @@ def test_add_rows(width: int) -> None:
             add_rows(to, values[:2], torch.tensor([3, wrong]))
 
 
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    x, weight, bias = torch.randn(3, 4), torch.randn(5, 6), torch.randn(6)
+    with pytest.raises(ValueError, match=r"x \(3, 4\) doesn't fit weight \(5, 6\)"):
+        dense(x, weight)
+    with pytest.raises(ValueError, match=r"doesn't fit weight \(4, 6\) and bias \(5,\)"):
+        dense(x, torch.randn(4, 6), bias[:5])
+    with pytest.raises(ValueError, match="not as many rows"):
+        blocks.inner(x, weight)
+    with pytest.raises(ValueError, match="don't fit 2 rows"):
+        add_rows(x, weight, torch.tensor([0, 1]))
+
+
 def test_other_precisions_are_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> Tensor:
         raise AssertionError("these products are for full precision")

@@ -87,3 +87,17 @@ def test_all_else_goes_a_layer_at_a_time(what: str, monkeypatch: pytest.MonkeyPa
     ):
         found = mlp.of([((x, None), None)], first, [(share, None)])
     torch.testing.assert_close(found.float(), outputs[:, 0] - outputs[:, 1], rtol=0.05, atol=0.05)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    mlp, x, first, share = PairMLP([6, 5], 1), torch.randn(7, 3), torch.randn(3, 6), torch.randn(4, 6)
+    for rows in ([0, 4], [-1, 3]):
+        index = torch.tensor(rows).repeat(4)[:7]
+        with pytest.raises(IndexError, match=f"from {rows[0]} to {rows[1]}; there are the rows 0 to 3"):
+            mlp.of([((x, None), None)], first, [(share, index)])
+    with pytest.raises(ValueError, match="7 rows of width 6 are needed"):
+        mlp.of([((x, None), None)], first, [(share, None)])
+    with pytest.raises(ValueError, match="7 rows of width 3 are needed"):
+        mlp.of([((torch.randn(7, 2), None), None)], first, [(torch.randn(7, 6), None)])
+    with pytest.raises(ValueError, match="no share"):
+        mlp.of([((x, None), None)], first, [])

@@ -37,4 +37,4 @@ def faults(how: str) -> int:
 def test_steps_reuse_the_memory_of_those_before() -> None:
     # None; but a busy system takes pages back on its own, at times in more than half of the processes.
     assert any(faults("keep") < 100 for _ in range(30))
-    assert min(faults("leave") for _ in range(5)) > 1_000
+    assert any(faults("leave") > 10_000 for _ in range(30))

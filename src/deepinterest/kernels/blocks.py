@@ -12,8 +12,11 @@ BLOCK = 64  # rows
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (R, I) @ weight (I, O) + bias (O,) -> (R, O), float32."""
+    """x (R, I) @ weight (I, O) + bias (O,) -> (R, O), float32. Raises ValueError where these don't fit one another."""
     (rows, inputs), outputs = x.shape, weight.shape[1]
+    if len(weight) != inputs or (bias is not None and len(bias) != outputs):
+        added = "" if bias is None else f" and bias {tuple(bias.shape)}"
+        raise ValueError(f"x {tuple(x.shape)} doesn't fit weight {tuple(weight.shape)}{added}.")
     x, weight = _rows(x), _rows(weight)
     found = x.new_empty(rows, outputs)
     count = workers(-(-rows // BLOCK), rows * inputs * outputs)
@@ -26,8 +29,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
-    """x (R, I), y (R, O) -> (I, O), the sum over rows of their outer products, float32."""
+    """x (R, I), y (R, O) -> (I, O), the sum over rows of their outer products, float32.
+
+    Raises ValueError where one has more rows.
+    """
     (rows, inputs), outputs = x.shape, y.shape[1]
+    if len(y) != rows:
+        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} have not as many rows.")
     x, y = _rows(x), _rows(y)
     count = workers(-(-rows // BLOCK), rows * inputs * outputs)
     sums = x.new_zeros(count, inputs, outputs)
@@ -38,8 +46,10 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 def add_rows(values: Tensor, index: Tensor, to: Tensor) -> None:
     """to[index[i]] += values[i], row by row, of float32 (n, W) and int64 (n,); `to` (S, W) lies in one piece.
 
-    Raises IndexError where `to` has no such row.
+    Raises IndexError where `to` has no such row, ValueError where shapes don't fit.
     """
+    if values.shape != (len(index), to.shape[1]):
+        raise ValueError(f"values {tuple(values.shape)} don't fit {len(index)} rows of {tuple(to.shape)}.")
     values, index = _rows(values), index.contiguous()
     if not _add_rows(values.data_ptr(), values.stride(0), index.numpy(), to.data_ptr(), *to.shape):
         raise IndexError(f"Rows reach from {index.min()} to {index.max()}; there are the rows 0 to {len(to) - 1}.")

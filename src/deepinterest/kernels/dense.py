@@ -12,7 +12,10 @@ from deepinterest.kernels.choice import on_cpu
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (R, I) @ weight (I, O) + bias (O,) -> (R, O). Differentiable, once, in all of them."""
+    """x (R, I) @ weight (I, O) + bias (O,) -> (R, O). Differentiable, once, in all of them.
+
+    Raises ValueError (RuntimeError where torch computes) for shapes that don't fit.
+    """
     parts = [x, weight] if bias is None else [x, weight, bias]
     if on_cpu(*parts):
         result: Tensor = _Dense.apply(x, weight, bias)
@@ -39,7 +42,10 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 
 
 def add_rows(to: Tensor, values: Tensor, index: Tensor) -> Tensor:
-    """to[index[i]] += values[i], without gradients: (S, W), (n, W), (n,) int64; returns `to`."""
+    """to[index[i]] += values[i], without gradients: (S, W), (n, W), (n,) int64; returns `to`.
+
+    Raises IndexError where `to`, which lies in one piece, has no such row.
+    """
     if not on_cpu(values, to):
         return to.index_add_(0, index, values)
     from deepinterest.kernels import blocks

@@ -59,7 +59,11 @@ class Gradients:
 
 
 def forward(layers: Layers, keep: bool) -> tuple[Tensor, Tensor]:
-    """(R,), and the activations that `backward` needs; none of them if not `keep`."""
+    """(R,), and the activations that `backward` needs; none of them if not `keep`.
+
+    Raises ValueError where sizes don't fit, IndexError where a matrix has no such row.
+    """
+    _check(layers)
     R, widths, first = sum(layers.sizes), layers.widths, layers.first
     found = first.new_empty(R)
     if R == 0:
@@ -103,6 +107,23 @@ def backward(layers: Layers, activations: Tensor, grad: Tensor) -> Gradients:
         ],
         output=rest[-1],
     )
+
+
+def _check(layers: Layers) -> None:
+    """The kernel itself reads whatever is at an address."""
+    (D, A), sizes, widths = layers.first.shape, layers.sizes, layers.widths
+    asked = [(factor, size, D) for part, size in zip(layers.parts, sizes, strict=True) for factor in part if factor]
+    asked += [(rows, sum(sizes), A) for rows in layers.shares]
+    for (matrix, index), size, width in asked:
+        if matrix.shape[1] != width or len(matrix if index is None else index) != size:
+            raise ValueError(f"{size} rows of width {width} are needed; the matrix is {tuple(matrix.shape)}.")
+        if index is not None and size and not 0 <= int(index.min()) <= int(index.max()) < len(matrix):
+            raise IndexError(
+                f"Rows reach from {index.min()} to {index.max()}; there are the rows 0 to {len(matrix) - 1}."
+            )
+    shapes = [tuple(weight.shape) for weight, _ in layers.hidden] + [tuple(layers.output.shape)]
+    if not layers.shares or shapes != [*((b, a) for a, b in pairwise(widths)), (widths[-1],)]:
+        raise ValueError(f"Layers of the shapes {shapes} don't follow one of width {A}, or it has no share.")
 
 
 _NONE: Rows = (torch.empty(0, 1), None)
