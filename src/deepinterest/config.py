@@ -1,7 +1,7 @@
 # ruff: noqa: RUF009 - `ranged` makes a dataclass field
 """Every setting of a run, typed and with its range: the schemas behind `conf/`.
 
-Nothing here imports torch, so that a wrong setting fails at once. A field's metadata holds its range; `settings.check`
+Nothing here imports torch, so that a wrong setting fails at once. A field's metadata holds its range; `ranges.check`
 applies it. The networks take their dataclass directly: `DIEN(features, DIENConfig(hidden=64))`.
 """
 

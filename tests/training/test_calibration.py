@@ -15,7 +15,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from deepinterest.config import CalibrationName
 from deepinterest.errors import UserError
-from deepinterest.settings import check
+from deepinterest.ranges import check
 from deepinterest.training import scores
 from deepinterest.training.calibration import Calibration, _logit, fit
 
