@@ -39,7 +39,6 @@ from deepinterest.settings import implied, register, typed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GOLDEN = ROOT.parent / "shared" / "reference" / "golden"  # what the published graph returned
 BIN = Path(sys.executable).parent
 
 # -------------------------------------------------------------------------------------------- what becomes of a command
@@ -92,7 +91,7 @@ RUNS: dict[str, Run] = {
         "--models dnn,din --seeds 1 debug=fast", swap={" --write": ""},
         leaves=("outputs/results/completejourney/1/metrics.json", "outputs/results/globo_popularity/1/metrics.json"),
     ),
-    "python -m deepinterest.reference check DIEN.npz DIN.npz": Run(needs="golden"),
+    "python -m deepinterest.reference check tests/reference/golden/*.npz": Run(),
     # docs/compare.md
     "python -m deepinterest.compare outputs/runs outputs/sweeps/SWEEP --by model,protocol.max_history "
     "--baseline model=din": COMPARE,
@@ -238,7 +237,6 @@ NOT_RUN: dict[str, str] = {
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "gpu": (torch.cuda.is_available, "needs a GPU"),
     "gpus": (lambda: torch.cuda.device_count() > 1, "needs two GPUs"),
-    "golden": (GOLDEN.is_dir, "the golden files, ../shared/reference/golden, are absent"),
     "make": (lambda: bool(shutil.which("make")) and sys.prefix != sys.base_prefix, "needs make and an environment"),
     **{
         name: (lambda name=name: importlib.util.find_spec(name) is not None, f"{name} is not installed")
@@ -600,9 +598,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         archive.writestr("ml-1m/ratings.dat", "".join("::".join(map(str, row)) + "\n" for row in rows))
         films = sorted(ratings["item"].unique().to_list())
         archive.writestr("ml-1m/movies.dat", "".join(f"{film}::Film {film}::Comedy\n" for film in films))
-    if GOLDEN.is_dir():
-        for name in ("DIEN.npz", "DIN.npz"):
-            (folder / name).symlink_to(GOLDEN / name)
 
     def run(words: str, where: str) -> None:
         key = "sweep" if where.startswith("sweeps") else "run"

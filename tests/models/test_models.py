@@ -153,7 +153,7 @@ COUNTS = {
 
 @published_networks
 def test_parameter_counts_of_the_published_networks_on_books(config: ModelConfig) -> None:
-    """The specification's section 0.2; nothing is allocated."""
+    """Those of docs/published_code.md; nothing is allocated."""
     with torch.device("meta"):
         items, users = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
         books = Features(items, [367_983, 1_601], users, [543_060])
@@ -459,7 +459,7 @@ def test_wide_part_is_added_to_the_deep_logit() -> None:
 
 
 @published_networks
-def test_a_longer_row_changes_the_other_scores_with_quirks_only_b8(config: ModelConfig) -> None:
+def test_a_longer_row_changes_the_other_scores_with_quirks_only(config: ModelConfig) -> None:
     long = random_batch([4, 2, 9], [2, 2, 2])
     short = reordered(long, [0, 1])
 

@@ -1,3 +1,5 @@
+"""Blocks of the networks; the numbers worked out by hand are those of docs/published_code.md."""
+
 from __future__ import annotations
 
 import math
@@ -16,7 +18,7 @@ from deepinterest.nn.ragged import Pairs
 
 
 @pytest.mark.parametrize("dice", [Dice(2).train(), BatchDice(2).train(), BatchDice(2).eval()])
-def test_dice_vector_b2(dice: Dice | BatchDice) -> None:
+def test_dice_by_hand(dice: Dice | BatchDice) -> None:
     with torch.no_grad():
         dice.alpha.copy_(torch.tensor([0.0, 0.25]))
     y = dice(torch.tensor([[1.0, -2], [3, 0], [-1, 4]]))
@@ -56,7 +58,7 @@ def test_one_row_uses_running_statistics(block: torch.nn.Module) -> None:
     assert all(torch.equal(before[name], value) for name, value in block.state_dict().items())
 
 
-def test_frozen_norm_vector_b7() -> None:
+def test_frozen_norm_by_hand() -> None:
     assert FrozenNorm(1)(torch.ones(1, 1)).item() == pytest.approx(0.99950037, abs=1e-7)
 
 
@@ -113,8 +115,8 @@ def auxiliary_loss_of(click: torch.Tensor, other: torch.Tensor, quirks: Quirks) 
 
 
 @pytest.mark.parametrize("epsilon", [False, True])
-def test_auxiliary_loss_by_hand_b5(epsilon: bool) -> None:
-    """B5 divides by the four positions that two histories of length 3 have; by default by the three real ones."""
+def test_auxiliary_loss_by_hand(epsilon: bool) -> None:
+    """Divided by the four steps that two histories of three positions have; by default by the three real ones."""
     click, other = torch.tensor([0.6, 0.7, 0.8]).logit(), torch.tensor([0.4, 0.2, 0.3]).logit()
     padded = auxiliary_loss_of(click, other, Quirks(padded_auxiliary=True, epsilon=epsilon))
     assert padded == pytest.approx(0.54532206, abs=1e-6)

@@ -16,7 +16,7 @@ def segments(offsets: torch.Tensor) -> list[range]:
     return [range(a, b) for a, b in zip(offsets.tolist()[:-1], offsets.tolist()[1:], strict=True)]
 
 
-def test_softmax_vector_b3() -> None:
+def test_softmax_by_hand() -> None:
     weights = segment_softmax(torch.tensor([0.2, -0.1]), torch.tensor([0, 2]))
     torch.testing.assert_close(weights, torch.tensor([0.57444252, 0.42555748]))
 

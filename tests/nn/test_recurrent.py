@@ -19,7 +19,7 @@ def offsets_of(lengths: list[int]) -> Tensor:
 
 
 def vector_cell(cell: GRU | AttentionGRU) -> GRU | AttentionGRU:
-    """The weights of the specification's vectors B1, input 3 and hidden 2; weights in float64."""
+    """The weights of docs/published_code.md, input 3 and hidden 2, in float64."""
     k = torch.arange(20, dtype=torch.float64)
     gates = (0.1 * (k % 7 - 3)).view(5, 4)
     candidate = (0.2 * (k[:10] % 5 - 2)).view(5, 2)
@@ -57,8 +57,8 @@ VECTORS: list[tuple[Update | None, ResetGate, tuple[float, float]]] = [
 
 
 @pytest.mark.parametrize(("update", "reset", "expected"), VECTORS)
-def test_vectors_b1(update: Update | None, reset: ResetGate, expected: tuple[float, float]) -> None:
-    """B1 starts from a given state, the cells from zero: a first step whose candidate is that state leads there."""
+def test_cells_by_hand(update: Update | None, reset: ResetGate, expected: tuple[float, float]) -> None:
+    """The numbers start from a given state, cells from 0: a first step whose candidate is that state leads there."""
     cell = vector_cell(GRU(3, 2, reset) if update is None else AttentionGRU(3, 2, update, reset))
     target = torch.tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(one_step(cell, 0.3), target, rtol=1e-6, atol=1e-8)

@@ -1,4 +1,4 @@
-"""The published routine's AUC: vectorised, beside a walk written from the specification's words (section 6)."""
+"""The published routine's AUC: vectorised, beside a walk written from the words of docs/published_code.md."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def walk(rows: list[tuple[float, int]]) -> float:
         ([(0.9, 1), (0.8, 0), (0.7, 1), (0.6, 1), (0.5, 0), (0.4, 0)], 0.61111111),
     ],
 )
-def test_vectors_of_the_specification(rows: list[tuple[float, int]], value: float) -> None:
+def test_auc_by_hand(rows: list[tuple[float, int]], value: float) -> None:
     probability, label = zip(*rows, strict=True)
     assert published_auc(label, probability) == pytest.approx(value, abs=1e-8)
     assert walk(rows) == pytest.approx(value, abs=1e-8)

@@ -21,11 +21,8 @@ from deepinterest.reference.__main__ import main
 from deepinterest.reference.weights import export_weights, import_weights, read
 from deepinterest.training.module import ClickModel
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "reference" / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 TYPES = list(names.PUBLISHED)
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the golden files, ../shared/reference/golden, are absent"
-)
 
 Arrays = dict[str, np.ndarray]
 
@@ -54,8 +51,6 @@ def changed(tmp_path: Path) -> Callable[..., Path]:
     """A copy of a published type's golden file with something changed: `changed("DIN", lambda arrays: …)`."""
 
     def make(kind: str, change: Callable[[Arrays], object], name: str | None = None) -> Path:
-        if not GOLDEN.is_dir():
-            pytest.skip("the golden files, ../shared/reference/golden, are absent")
         return save(tmp_path / f"{name or kind}.npz", dict(np.load(GOLDEN / f"{kind}.npz")), change)
 
     return make
@@ -64,7 +59,6 @@ def changed(tmp_path: Path) -> Callable[..., Path]:
 # -------------------------------------------------------------------------------------------------------------- golden
 
 
-@needs_golden
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_published_graph_is_matched(kind: str) -> None:
     found = golden.check(GOLDEN / f"{kind}.npz")
@@ -73,7 +67,6 @@ def test_every_published_graph_is_matched(kind: str) -> None:
     assert {d.optimizer for d in found} == {None, "deferred", "dense"}
 
 
-@needs_golden
 @pytest.mark.parametrize("form", golden.FORMS)
 def test_one_form_of_the_optimizer(form: golden.Form) -> None:
     found = golden.check(GOLDEN / "DNN.npz", optimizer=form)
@@ -100,7 +93,7 @@ def bump(key: str, by: float) -> Callable[[Arrays], None]:
         ("training/loss", 1e-5, "losses of the steps"),
         ("training/auxiliary_loss", 1e-5, "auxiliary losses of the steps"),
         ("trained/click_probability2", 1e-5, "trained click probability"),
-        ("trained/item_embedding", 1e-5, "trained item table"),
+        ("trained/item_embedding", 3e-5, "trained item table"),
     ],
 )
 def test_a_changed_expectation_is_found(
@@ -112,7 +105,12 @@ def test_a_changed_expectation_is_found(
     assert "OVER" in capsys.readouterr().out
 
 
-@needs_golden
+def test_the_item_table_may_deviate_by_more(changed: Callable[..., Path]) -> None:
+    """Where a gradient is as small as Adam's eps, its rounding is amplified."""
+    path = changed("DIEN", bump("trained/item_embedding", 1e-5))
+    assert all(d.fine for d in golden.check(path))
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_weight_counts(kind: str, tmp_path: Path) -> None:
     """Each variable, when off, moves something over its tolerance: none is read into the wrong place unnoticed."""
@@ -126,7 +124,6 @@ def test_every_weight_counts(kind: str, tmp_path: Path) -> None:
         assert any(not d.fine for d in golden._forward(golden.Golden(path))), key
 
 
-@needs_golden
 @pytest.mark.parametrize("quirk", ["frozen_norm", "batch_dice", "padded_sum", "padded_auxiliary", "half_loss"])
 def test_every_quirk_counts(quirk: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "ALL_QUIRKS", replace(names.ALL_QUIRKS, **{quirk: False}))
@@ -140,12 +137,21 @@ def test_what_is_not_finite_is_over(changed: Callable[..., Path], capsys: pytest
         assert "nan" in capsys.readouterr().out
 
 
-@needs_golden
-def test_command_shows_a_line_for_each_quantity(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_shows_a_line_for_each_file(changed: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(GOLDEN / "DNN.npz"), str(GOLDEN / "PNN.npz"), "--optimizer", "deferred"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.count("DNN.npz") == shown.count("PNN.npz") == 9
-    assert shown.count(" ok ") == 18 and "OVER" not in shown
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1] == "18 of 18 comparisons are within their tolerance."
+    (line,) = (line for line in shown if "PNN.npz" in line)
+    numbers = [float(word) for word in line.split()[1:]]
+    assert len(numbers) == 9 and max(numbers) < 5e-6
+
+    path = changed("DNN", bump("trained/item_embedding", 1.0))
+    assert main(["check", str(path)]) == 1
+    shown = capsys.readouterr().out.splitlines()
+    for form, line in zip(golden.FORMS, shown[-3:-1], strict=True):
+        assert line == f"OVER: DNN.npz, trained item table with {form} Adam: 1.0e+00 at item 299; 2e-05 is allowed"
+    assert shown[-1] == "11 of 13 comparisons are within their tolerance."
+    assert "1.0e+00" in next(line for line in shown if line.strip().startswith("DNN.npz"))
 
 
 def test_the_model_of_another_name(changed: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,7 +233,6 @@ def test_import_and_export_are_inverse(kind: str, tmp_path: Path) -> None:
     assert [path.name for path in checkpoint.parent.iterdir()] == ["w.ckpt"]
 
 
-@needs_golden
 @pytest.mark.parametrize("kind", TYPES)
 def test_golden_weights_round_trip(kind: str, tmp_path: Path) -> None:
     import_weights(GOLDEN / f"{kind}.npz", kind, tmp_path / "w.ckpt")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +15,8 @@ from rich.table import Table
 from deepinterest.errors import UserError
 from deepinterest.reference import golden, names
 from deepinterest.reference.weights import export_weights, import_weights
+
+WIDTH = 140  # columns that the table of `check` needs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,29 +62,35 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(files: list[Path], model: str | None, optimizer: golden.Form) -> int:
-    table = Table("file", "optimizer", "quantity", "largest deviation", "at", "tolerance", "")
-    for column in (3, 5):
-        table.columns[column].justify = "right"
-    over = 0
-    for path in files:
-        for found in golden.check(path, model, optimizer):
-            over += not found.fine
-            table.add_row(
-                escape(path.name),
-                found.optimizer or "",
-                found.quantity,
-                f"{found.largest:.1e}",
-                found.where,
-                f"{found.tolerance:.0e}",
-                "ok" if found.fine else "[bold red]OVER[/]",
-            )
-        table.add_section()
-    # Into a file or a pipe as wide as the table needs, so that no word is broken.
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    """A line a file with the largest deviation of each quantity, and a sentence for each that is over its tolerance."""
+    checked = {path: golden.check(path, model, optimizer) for path in files}
+    (first, *_) = checked.values()
+    tolerances = {one.quantity: one.tolerance for one in first}
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("file", no_wrap=True)
+    for quantity in tolerances:
+        table.add_column(quantity, justify="right", min_width=7)
+    for path, found in checked.items():
+        cells = []
+        for quantity in tolerances:
+            both = [one for one in found if one.quantity == quantity]
+            worst = max(both, key=lambda one: (not one.fine, one.largest))
+            cells.append(f"{worst.largest:.1e}" if worst.fine else f"[bold red]{worst.largest:.1e}[/]")
+        table.add_row(escape(path.name), *cells)
+    table.add_section()
+    table.add_row("tolerance", *(f"{tolerance:.0e}" for tolerance in tolerances.values()))
+    console = Console()
+    console.width = max(console.width, WIDTH)
     console.print(table)
-    if over:
-        console.print(f"Over their tolerance: {over}.")
-    return int(over > 0)
+
+    over = [(path, one) for path, found in checked.items() for one in found if not one.fine]
+    for path, one in over:
+        form = f" with {one.optimizer} Adam" if one.optimizer else ""
+        place = f" at {one.where}" if one.where else ""
+        print(f"OVER: {path.name}, {one.quantity}{form}: {one.largest:.1e}{place}; {one.tolerance:.0e} is allowed")
+    count = sum(map(len, checked.values()))
+    print(f"{count - len(over)} of {count} comparisons are within their tolerance.")
+    return int(bool(over))
 
 
 if __name__ == "__main__":
