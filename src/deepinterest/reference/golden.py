@@ -223,8 +223,8 @@ def _training(golden: Golden, form: Form) -> Iterator[Deviation]:
     if form == "deferred":
         optimizer.flush()
     items = network.get_parameter("items.tables.0.weight")
-    table = golden.get("trained/item_embedding", *items.shape)
-    yield _worst("trained item table", "item", _numpy(items), table, form, TABLE_TOLERANCE)
+    published_table = golden.get("trained/item_embedding", *items.shape)
+    yield _worst("trained item table", "item", _numpy(items), published_table, form, TABLE_TOLERANCE)
 
 
 def _losses(network: Network, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
