@@ -132,7 +132,7 @@ def predictions(run: Run) -> pl.DataFrame | None:
         return None
     try:
         further = [name for name in ("history_length", "item_popularity") if name in pl.read_parquet_schema(path)]
-        frame = pl.read_parquet(path, columns=[*ROW, "probability", *further])
+        frame = pl.read_parquet(path, columns=[*ROW, "probability", *further], glob=False)
         frame = frame.with_columns(pl.col("label").cast(pl.Int64))
     except Exception as error:  # polars raises many kinds
         raise UserError(f"{path} can't be read as predictions: {line(error)}.") from error

@@ -163,8 +163,8 @@ def _count(part: int, held: list[int], types: dict[str, str], config: EventFileC
 def _order(part: int, held: list[int], types: dict[str, str], config: EventFileConfig, scratch: Path) -> dict[str, Any]:
     """Write the events of the users that are kept, as numbers and in order: item, timestamp, context and label."""
     context = config.columns.context_features
-    users = pl.read_parquet(scratch / f"kept-{part}.parquet")  # by rising row
-    items = pl.read_parquet(scratch / "items.parquet", columns=["item"]).with_row_index("__item")
+    users = pl.read_parquet(scratch / f"kept-{part}.parquet", glob=False)  # by rising row
+    items = pl.read_parquet(scratch / "items.parquet", columns=["item"], glob=False).with_row_index("__item")
     frame = _events(part, held, types, scratch)
     frame = frame.join(users.select("user").with_row_index("__user"), on="user").join(items, on="item")
     further = [name for name in ("__file", "__row", LABEL) if name in frame.columns]
@@ -184,7 +184,7 @@ def _events(part: int, held: list[int], types: dict[str, str], scratch: Path) ->
     schema = {name: _type(kind) for name, kind in types.items()}
     paths = [(number, scratch / f"read-{number}-{part}.parquet") for number in held]
     frames = [
-        pl.scan_parquet(path).with_columns(
+        pl.scan_parquet(path, glob=False).with_columns(
             *(pl.col(name).cast(kind) for name, kind in schema.items()), pl.lit(number, pl.UInt32).alias("__file")
         )
         for number, path in paths
@@ -221,7 +221,9 @@ def _users(config: EventFileConfig, scratch: Path, labelled: bool) -> pl.DataFra
     """The users that are kept, with their events and the place of their first; each partition gets its own."""
     users = pl.concat(
         [
-            pl.read_parquet(scratch / f"users-{part}.parquet").with_columns(pl.lit(part, pl.UInt32).alias("__part"))
+            pl.read_parquet(scratch / f"users-{part}.parquet", glob=False).with_columns(
+                pl.lit(part, pl.UInt32).alias("__part")
+            )
             for part in range(config.partitions)
         ]
     ).sort("user")
@@ -249,7 +251,7 @@ def _together(config: EventFileConfig, scratch: Path, users: pl.DataFrame) -> pl
     for part in range(config.partitions):
         mine = (users["__part"] == part).to_numpy()
         places, _ = ranges(users["before"].to_numpy()[mine], events[mine])
-        own = pl.read_parquet(scratch / f"ordered-{part}.parquet")
+        own = pl.read_parquet(scratch / f"ordered-{part}.parquet", glob=False)
         for name in own.columns:
             if name in config.columns.context_features:  # may be text
                 columns.setdefault(name, []).append((places, own[name]))
@@ -264,7 +266,9 @@ def _together(config: EventFileConfig, scratch: Path, users: pl.DataFrame) -> pl
 
 
 def _all(name: str, config: EventFileConfig, scratch: Path) -> pl.DataFrame:
-    return pl.concat([pl.read_parquet(scratch / f"{name}-{part}.parquet") for part in range(config.partitions)])
+    return pl.concat(
+        [pl.read_parquet(scratch / f"{name}-{part}.parquet", glob=False) for part in range(config.partitions)]
+    )
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

@@ -65,15 +65,15 @@ class Store:
 
     def user_names(self) -> pl.Series:
         """Raw value of each user, by index."""
-        return pl.read_parquet(self.folder / "users.parquet")["user"]
+        return pl.read_parquet(self.folder / "users.parquet", glob=False)["user"]
 
     def item_features(self) -> pl.DataFrame:
         """item and its features, raw, of catalogue rows 1, 2, …."""
-        return pl.read_parquet(self.folder / "items.parquet")
+        return pl.read_parquet(self.folder / "items.parquet", glob=False)
 
     def user_features(self) -> pl.DataFrame:
         """user and its features, raw, by index."""
-        return pl.read_parquet(self.folder / "users.parquet")
+        return pl.read_parquet(self.folder / "users.parquet", glob=False)
 
     def vocabulary(self, name: str) -> Vocabulary | Buckets:
         """Of `item`, of `user`, or of a feature by the name of its column, such as `category`."""

@@ -63,7 +63,7 @@ class Vocabulary:
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
         """Read what `save` wrote."""
-        return cls(pl.read_parquet(path)["value"])
+        return cls(pl.read_parquet(path, glob=False)["value"])
 
 
 class Buckets:
@@ -111,7 +111,7 @@ class Buckets:
 
 def load(path: str | Path) -> Vocabulary | Buckets:
     """Read what `save` of either wrote."""
-    frame = pl.read_parquet(path)
+    frame = pl.read_parquet(path, glob=False)
     return Buckets(frame["from"]) if frame.columns == ["from"] else Vocabulary(frame["value"])
 
 

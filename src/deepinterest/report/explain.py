@@ -132,9 +132,9 @@ class Names:
 
 def _names(path: Path) -> dict[str, str]:
     readers: dict[str, Any] = {
-        ".csv": lambda: pl.read_csv(path, infer_schema=False),
-        ".tsv": lambda: pl.read_csv(path, infer_schema=False, separator="\t", quote_char=None),
-        ".parquet": lambda: pl.read_parquet(path),
+        ".csv": lambda: pl.read_csv(path, infer_schema=False, glob=False),
+        ".tsv": lambda: pl.read_csv(path, infer_schema=False, glob=False, separator="\t", quote_char=None),
+        ".parquet": lambda: pl.read_parquet(path, glob=False),
     }
     if path.suffix.lower() not in readers:
         raise UserError(f"explain.names={path} is no table of names: use .csv, .tsv or .parquet.")

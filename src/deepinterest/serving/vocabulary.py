@@ -141,7 +141,7 @@ def _table(raw: pl.Series, ids: np.ndarray) -> pl.DataFrame:
 
 
 def _columns(path: Path) -> tuple[pl.Series, np.ndarray]:
-    frame = pl.read_parquet(path)
+    frame = pl.read_parquet(path, glob=False)
     ids = frame.drop("raw").to_numpy().astype(np.int32)
     return frame["raw"], np.concatenate([np.zeros((1, ids.shape[1]), dtype=np.int32), ids])
 

@@ -23,11 +23,11 @@ def load(config: CompleteJourneyConfig) -> Events:
     Raises UserError if the package is missing.
     """
     folder = _folder()
-    products = pl.scan_parquet(folder / "products.parquet").select(
+    products = pl.scan_parquet(folder / "products.parquet", glob=False).select(
         "product_id", "department", "product_category", "product_type"
     )
     rows = (
-        pl.scan_parquet(folder / "transactions.parquet")
+        pl.scan_parquet(folder / "transactions.parquet", glob=False)
         .select("household_id", "basket_id", "product_id", "quantity", "transaction_timestamp")
         .join(products, on="product_id", how="left", maintain_order="left")
         .with_columns(_reason().alias("reason"))

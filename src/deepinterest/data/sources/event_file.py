@@ -19,23 +19,23 @@ from deepinterest.errors import UserError, nearest
 
 def _scan_text(separator: str) -> Callable[[Path], pl.LazyFrame]:
     # As text: a guess of types would read the ids "007" and "7" as one number.
-    return lambda path: pl.scan_csv(path, separator=separator, infer_schema=False)
+    return lambda path: pl.scan_csv(path, separator=separator, glob=False, infer_schema=False)
 
 
 def _scan_ndjson(path: Path) -> pl.LazyFrame:
     # The whole file tells the types: an id that is a number in the first lines may be text later.
-    return pl.scan_ndjson(path, infer_schema_length=None)
+    return pl.scan_ndjson(glob.escape(str(path)), infer_schema_length=None)  # it takes no glob=False
 
 
 SCANNERS: dict[str, Callable[[Path], pl.LazyFrame]] = {
     ".csv": _scan_text(","),
     ".tsv": _scan_text("\t"),
-    ".parquet": lambda path: pl.scan_parquet(path),
+    ".parquet": lambda path: pl.scan_parquet(path, glob=False),
     ".ndjson": _scan_ndjson,
     ".jsonl": _scan_ndjson,
-    ".arrow": lambda path: pl.scan_ipc(path),
-    ".feather": lambda path: pl.scan_ipc(path),
-    ".ipc": lambda path: pl.scan_ipc(path),
+    ".arrow": lambda path: pl.scan_ipc(path, glob=False),
+    ".feather": lambda path: pl.scan_ipc(path, glob=False),
+    ".ipc": lambda path: pl.scan_ipc(path, glob=False),
 }
 FEATURE_ROLES = ("item_features", "user_features", "context_features")
 MAX_MS = 253_402_300_800_000  # the year 10000
