@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from tests.data.test_sources import WRITERS
+from test_sources import WRITERS
 
-from deepinterest.config import EventColumns, EventFileConfig, LeaveLastOutConfig
+from deepinterest.config import EventFileConfig, LeaveLastOutConfig
 from deepinterest.data import sources, store
 
 SECOND = 1_700_000_000
@@ -16,7 +16,11 @@ SECOND = 1_700_000_000
 
 def log(user: int, events: int = 4) -> pl.DataFrame:
     return pl.DataFrame(
-        {"user": [user] * events, "item": range(events), "timestamp": [SECOND + n for n in range(events)]}
+        {
+            "user": [user] * events,
+            "item": [n % 4 for n in range(events)],
+            "timestamp": [SECOND + n for n in range(events)],
+        }
     )
 
 
@@ -41,8 +45,8 @@ def test_folders_with_brackets(partitions: int, tmp_path: Path) -> None:
     folder = tmp_path / "a[b]"
     folder.mkdir()
     for user in range(1, 9):
-        log(user).write_parquet(folder / f"part[{user}].parquet")
+        log(user, 8).write_parquet(folder / f"part[{user}].parquet")
     data = EventFileConfig(path=str(tmp_path / "a[[]b]" / "*.parquet"), partitions=partitions)
     prepared = store.load(store.prepare(data, LeaveLastOutConfig(), str(tmp_path / "cache[1]")))
     assert prepared.user_names().to_list() == list(range(1, 9))
-    assert len(prepared.log) == 32
+    assert len(prepared.log) == 64
