@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import deepinterest  # noqa: F401 isort: skip - before torch is imported: how its threads wait
+
 import json
 import subprocess
 import sys

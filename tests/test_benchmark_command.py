@@ -240,6 +240,23 @@ def test_kernels(run: Run) -> None:
     assert all(line["forward_ms"] > 0 < line["both_ms"] for line in found)
 
 
+def test_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepinterest.benchmark.threads.WAITS", 5)
+    found = run("threads", "--seconds", "0.05", "--rounds", "1", "--model", "dnn", "--batch-size", "16")
+    assert [(line["threads"], line["busy"]) for line in found["results"]] == [
+        (1, False),
+        (2, False),
+        (1, True),
+        (2, True),
+    ]
+    for line in found["results"]:
+        rates(line)
+    one, two = (line["samples_per_s"] for line in found["results"][2:])
+    assert found["kept"] == two / one
+    assert found["wait_policy"] == "PASSIVE"
+    assert f"have {found['kept']:.2f} of one thread's" in found["printed"]
+
+
 @pytest.mark.usefixtures("quick")
 def test_gpu_command_on_a_cpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "WARM_STEPS", 1)

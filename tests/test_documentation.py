@@ -177,6 +177,7 @@ RUNS: dict[str, Run] = {
     "python -m deepinterest.benchmark loading": Run(SECONDS),
     "python -m deepinterest.benchmark optimizer": Run(SECONDS),
     "python -m deepinterest.benchmark kernels": Run(f"{TINY} --hidden 8 --batch-size 16 --lengths 5"),
+    "python -m deepinterest.benchmark threads": Run(f"{SECONDS} --rounds 1"),
     "python -m deepinterest.benchmark gpu": Run(f"{SECONDS} --batch-sizes 128 --hidden 16", needs="gpu"),
     "python -m pytest tests/kernels/test_gpu.py": Run(needs="gpu"),
     # docs/wandb.md

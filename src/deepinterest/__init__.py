@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # Before polars is imported: its allocator returns to the machine what has been free for 0.1 s, and keeps no more.
 os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:100,muzzy_decay_ms:0")
+# Before torch is imported: its threads sleep while they wait for work. By default they spin for some milliseconds, on
+# the core that our own threads or another process want. Processes started from this one inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"

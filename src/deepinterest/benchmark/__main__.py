@@ -17,6 +17,7 @@ DESCRIPTION = """How fast the product is, on a made-up log of the size of Amazon
   evaluation   AUC and GAUC of ten million scores, and rows scored a second
   loading      rows/s of the loader alone
   optimizer    DeferredAdam against torch's dense Adam and SparseAdam
+  threads      training on one thread and on several, alone and beside a busy process
   kernels      the recurrences' kernels against each other and torch.nn.GRU
   gpu          all that needs a GPU, in one call
 """
@@ -44,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, (run, add) in COMMANDS.items():
         command = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         command.set_defaults(run=run)
-        command.add_argument("--threads", type=number(1), default=1, help="of torch")
+        least = 2 if name == "threads" else 1
+        command.add_argument("--threads", type=number(least), default=least, help="of torch")
         command.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if name == "gpu" else "cpu")
         size = command.add_argument_group("size of the log; the defaults are Amazon Books'")
         size.add_argument("--users", type=number(1), default=543_060)
@@ -166,6 +168,19 @@ def _optimizer(options: argparse.Namespace) -> None:
     optimizer.run(_settings(options))
 
 
+def _add_threads(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    command.set_defaults(seconds=3.0)
+    command.add_argument("--batch-size", type=number(1), default=128, help="rows")
+    command.add_argument("--rounds", type=number(1), default=5, help="of four measurements of --seconds each")
+
+
+def _threads(options: argparse.Namespace) -> None:
+    from deepinterest.benchmark import threads
+
+    threads.run(_settings(options), options.rounds)
+
+
 def _add_kernels(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=number(1), default=128, help="sequences")
     command.add_argument("--hidden", type=number(1), nargs="+", default=[16, 36, 64, 128])
@@ -195,6 +210,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[argpar
     "evaluation": (_evaluation, _add_evaluation),
     "loading": (_loading, _add_loading),
     "optimizer": (_optimizer, _add_optimizer),
+    "threads": (_threads, _add_threads),
     "kernels": (_kernels, _add_kernels),
     "gpu": (_gpu, _add_gpu),
 }
