@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from numba import njit, types
 
+log = logging.getLogger(__name__)
 _OPTIONS: dict[str, Any] = {
-    "cache": True,
     "nogil": True,
     "error_model": "numpy",  # no check for a zero divisor in every division
     "fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"},  # not nnan and ninf: nan stays nan
 }
-compiled = njit(**_OPTIONS)
 WORTH_A_THREAD = 12e6  # multiplications, 0.1 ms
+
+
+def compiled(function: Callable[..., Any], signature: Any = None) -> Any:
+    """The function, compiled when it is first called, or at once for a signature; kept for other processes."""
+    try:
+        return njit(signature, cache=True, **_OPTIONS)(function)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        _say_that_nothing_is_kept()
+        return njit(signature, **_OPTIONS)(function)
+
+
+@cache
+def _say_that_nothing_is_kept() -> None:
+    log.warning(
+        "Compiled kernels can't be kept, so each run compiles them anew: neither %s nor the user's cache folder can be "
+        "written. Name a folder by the variable NUMBA_CACHE_DIR.",
+        Path(__file__).parent,
+    )
 
 
 def compiled_once(function: Callable[..., None]) -> Any:
     """For a function of addresses and sizes that returns nothing: one version for all kinds of integers."""
     arguments = [types.intp] * len(inspect.signature(function).parameters)
-    return njit(types.void(*arguments), **_OPTIONS)(function)
+    return compiled(function, types.void(*arguments))
 
 
 def workers(tasks: int, products: float) -> int:
