@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from deepinterest.config import Task
 from deepinterest.errors import sentences
 from deepinterest.launch import joined
+from deepinterest.machine import check
 from deepinterest.report.sweep import print_run_folder
 from deepinterest.settings import implied, register, resolved, restored, typed
 from deepinterest.sweep.processes import follow_parent, lead, own_process, run_alone
@@ -39,6 +40,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     if HydraConfig.get().mode is RunMode.MULTIRUN and own_process(config):
         return run_alone(settings, Path(config.paths.run))
 
+    check(config.trainer)
     from deepinterest.experiment import run
 
     metrics = run(config, settings)

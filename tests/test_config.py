@@ -129,6 +129,7 @@ MISTAKES = [
     ("protocol.train_share=0.95", ["protocol.train_share=0.95", "less than 1"]),
     ("logger.name=wnadb", ["logger.name=wnadb", "did you mean wandb?"]),
     ("trainer.devices=many", ["trainer.devices=many", "-1 for all"]),
+    ("trainer.threads=9999", ["trainer.threads=9999 is out of range", "this process may run on", "Give at most"]),
     ("trainer.devices=0", ["trainer.devices=0", "-1 for all"]),
     ("task=test", ["checkpoint is missing"]),
     ("data=events", ["data.path is missing", "event file"]),

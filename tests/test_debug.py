@@ -304,16 +304,6 @@ def test_an_ordinary_run_warns_of_nothing(go: Callable[..., Any], caplog: pytest
     assert not [record for record in caplog.records if record.name == checks.__name__]
 
 
-def test_a_loss_that_is_no_number(caplog: pytest.LogCaptureFixture) -> None:
-    watch = checks.Checks(SimpleNamespace(samples={}), 1000)  # type: ignore[arg-type]
-    trainer: Any = SimpleNamespace(
-        global_step=50, log_every_n_steps=50, is_global_zero=True, callback_metrics={"train/click_loss": math.nan}
-    )
-    for _ in range(2):  # told once
-        watch.on_train_batch_end(trainer, small_model())
-    assert caplog.text.count("The training loss is nan after 50 steps") == 1
-
-
 # ----------------------------------------------------------------------------------------------------------------- tune
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
-from deepinterest import debug, kernels, models
+from deepinterest import debug, kernels, machine, models
 from deepinterest.config import CalibrationName, ExperimentConfig, Tables, Task
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.layout_export import export
@@ -53,6 +53,7 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     peak.start()
     folder = run_folder.create(config.paths.run)
     calm()
+    machine.check(config.trainer)
     console = Console(stderr=True, quiet=bool(getattr(rank_zero_only, "rank", 0)))  # of several processes one speaks
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)

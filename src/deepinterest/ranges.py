@@ -74,9 +74,12 @@ def check(config: ExperimentConfig) -> None:
 
 
 def _check_devices(devices: int | str) -> None:
-    parts = str(devices).split(",")
-    if devices == 0 or (devices != "auto" and not all(part.strip().removeprefix("-").isdigit() for part in parts)):
-        raise UserError(f"trainer.devices={devices} is not possible: a number, -1 for all, auto, or indices as '0,1'")
+    parts = [part.strip() for part in str(devices).split(",")]
+    named = all(part.isdecimal() for part in parts) and len(set(map(int, parts))) == len(parts)
+    if devices == 0 or not (named or str(devices) in ("-1", "auto")):
+        raise UserError(
+            f"trainer.devices={devices} is not possible: a number, -1 for all, auto, or different indices as '0,1'"
+        )
 
 
 def _check_sharded(config: ExperimentConfig) -> None:

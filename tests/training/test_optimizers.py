@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deepinterest.config import DNNConfig, EvaluationConfig, OptimizerConfig
+from deepinterest.data.batch import Batch
+from deepinterest.models import DNN, Prediction
+from deepinterest.nn.embedding import Features
 from deepinterest.training import missed_steps, optimizers
+from deepinterest.training.module import ClickModel
 from deepinterest.training.optimizers import DeferredAdam
 
 ROWS, DIM = 40, 4
@@ -351,3 +356,32 @@ def test_a_scaler_of_the_loss_changes_nothing() -> None:
     a.flush()
     b.flush()
     assert deviation(plain, scaled) < TOLERANCE
+
+
+class Positioned(DNN):
+    """An own network with a plain embedding, as of positions."""
+
+    def __init__(self, features: Features, config: DNNConfig) -> None:
+        super().__init__(features, config)
+        self.positions = nn.Embedding(3, self.item_width)
+        self.unused = nn.Embedding(3, 2)
+
+    def forward(self, batch: Batch) -> Prediction:
+        place = torch.zeros(len(batch), dtype=torch.int64)
+        return Prediction(super().forward(batch).logit + self.positions(place).sum(1))
+
+
+def test_a_plain_embedding_trains_as_any_layer() -> None:
+    catalogue = torch.arange(4).unsqueeze(1)
+    network = Positioned(Features(catalogue, [4], torch.zeros(2, 1, dtype=torch.int64), [1]), DNNConfig())
+    assert [table.weight.shape[0] for table in network.embeddings] == [4]
+    model = ClickModel(network, OptimizerConfig(lr=0.1), EvaluationConfig())
+    optimizer: Any = model.configure_optimizers()["optimizer"]
+    rows = torch.arange(2)
+    batch = Batch(rows + 1, torch.tensor([0, 1, 2]), rows, rows + 2, rows, torch.tensor([1.0, 0.0]))
+    before = network.positions.weight.detach().clone()
+    (network(batch).logit * torch.tensor([3.0, -1.0])).sum().backward()
+    optimizer.step()
+    # The first step of Adam moves a weight by the learning rate.
+    torch.testing.assert_close(before[0] - network.positions.weight[0], torch.full((network.item_width,), 0.1))
+    assert torch.equal(before[1:], network.positions.weight[1:])

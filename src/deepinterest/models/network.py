@@ -40,8 +40,8 @@ class Network(nn.Module):
 
     @property
     def embeddings(self) -> list[nn.Embedding]:
-        """All embedding tables; their gradients are sparse."""
-        return [module for module in self.modules() if isinstance(module, nn.Embedding)]
+        """The embedding tables with sparse gradients; a plain `nn.Embedding` trains as any other layer does."""
+        return [module for module in self.modules() if isinstance(module, nn.Embedding) and module.sparse]
 
     def history_sum(self, history: Tensor, batch: Batch) -> Tensor:
         """Sum of each candidate's history: events (N, D) -> (B, D).

@@ -12,6 +12,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from deepinterest.data.batch import Batch
 
 
+def logged(trainer: L.Trainer) -> bool:
+    """Whether the step just taken is one whose figures are logged."""
+    return trainer.global_step == 1 or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
 class Curves(Callback):
     """Keeps every logged training and validation figure with its step, for plots that need no logger."""
 
@@ -31,7 +36,7 @@ class Curves(Callback):
                 points.append((trainer.global_step, float(value)))
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step == 1 or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if logged(trainer):
             self._keep(trainer, "train/")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 
 from deepinterest.errors import Interrupted, UserError
+from deepinterest.training.divergence import diverged, finite
 
 ASK_EVERY = 50  # steps between two times that several processes agree on whether to save
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -87,6 +88,7 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         score = float(trainer.callback_metrics[self.monitor])
+        self._refuse(trainer)
         if self.best is None or score > self.best:
             self.best = score if score == score else float("-inf")  # where there is no AUC, any one is better
             trainer.save_checkpoint(self.folder / "best.ckpt")
@@ -94,7 +96,7 @@ class Checkpoints(Checkpoint):
                 copy(self.folder / "best.ckpt", self.folder / "last.ckpt")
             self._saved = time.monotonic()
         else:
-            self._save(trainer)
+            self._save_last(trainer)
         if self._agreed(trainer, self._received is not None):
             self._stop(trainer)
 
@@ -111,11 +113,17 @@ class Checkpoints(Checkpoint):
         # The last step of an epoch is told apart from the end of the epoch by Lightning alone: the next one will do.
         if loop.batch_progress.is_last_batch or loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
             return
-        self._save(trainer)
+        self._refuse(trainer)
+        self._save_last(trainer)
         if wanted:
             self._stop(trainer)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _refuse(self, trainer: L.Trainer) -> None:
+        """Raise a UserError where weights are no numbers: they would take the place of those that are."""
+        if self._agreed(trainer, not finite(trainer.lightning_module)):
+            raise diverged("Some weights are no numbers", trainer.lightning_module)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.folder / "last.ckpt")
         self._saved = time.monotonic()
 

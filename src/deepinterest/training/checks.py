@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from deepinterest.data.samples import Samples
 from deepinterest.data.store import Store
 from deepinterest.nn import sharded
+from deepinterest.training.callbacks import logged
 
 if TYPE_CHECKING:  # the module knows its callbacks' module no more than they know it
     from deepinterest.training.module import ClickModel
@@ -56,21 +57,12 @@ class Checks(Callback):
                 _warn(trainer, label_rate(name, samples))
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        logged = trainer.global_step == 1 or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if not logged or "train/click_loss" not in trainer.callback_metrics:
+        if not logged(trainer) or "train/click_loss" not in trainer.callback_metrics:
             return
         loss = float(trainer.callback_metrics["train/click_loss"])
-        finite_before = all(map(math.isfinite, self.loss))
         self.loss.append(loss)
         if trainer.global_step == 1:
             _warn(trainer, first_loss(loss, LN2 / 2 if _model(module).quirks.half_loss else LN2))
-        elif finite_before and not math.isfinite(loss):
-            rate = _model(module).optimizer_config.lr
-            _warn(
-                trainer,
-                f"The training loss is {loss} after {trainer.global_step} steps, so nothing more will be learned: "
-                f"optimizer.lr={rate} is probably too high (task=tune finds one).",
-            )
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and "val/auc" in trainer.callback_metrics:
@@ -171,8 +163,6 @@ def flat_auc(auc: list[float], loss: list[float], spread: float, lr: float) -> s
         spread: standard deviation of the last validation's probabilities.
     """
     best = max(auc)
-    if not math.isfinite(sum(loss)):
-        return None  # that has been said
     if best < FLAT_AUC:
         begin = f"The validation AUC is at most {best:.3f}, hardly more than chance:"
         if spread < SAME:

@@ -24,7 +24,22 @@ from deepinterest.training.scores import (
     published_auc,
 )
 
-__all__ = ["ClickMetrics", "Gauc", "accuracy", "auc", "calibration_error", "evaluate", "gauc", "logloss"]
+__all__ = [
+    "ClickMetrics",
+    "Gauc",
+    "NotFiniteError",
+    "accuracy",
+    "auc",
+    "calibration_error",
+    "evaluate",
+    "gauc",
+    "logloss",
+]
+
+
+class NotFiniteError(ValueError):
+    """Scores that are nan or infinite."""
+
 
 DTYPES = {"user": torch.int64, "label": torch.float32, "probability": torch.float32}
 
@@ -61,8 +76,14 @@ class ClickMetrics(Metric):
             getattr(self, name).append(rows.detach().reshape(-1).to(DTYPES[name]))
 
     def compute(self) -> dict[str, float]:
-        """The scores by name, of the rows of all processes; nan where there are no rows."""
+        """The scores by name, of the rows of all processes; nan where there are no rows.
+
+        Raises NotFiniteError where a probability is none.
+        """
         user, label, probability = self._rows()
+        if not np.isfinite(probability).all():
+            wrong = np.count_nonzero(~np.isfinite(probability))
+            raise NotFiniteError(f"{wrong:,} of {len(probability):,} scores are no numbers")
         values = evaluate(user, label, probability, self.config)
         return values | {"published_auc": published_auc(label, probability)} if self.published else values
 

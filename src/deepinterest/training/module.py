@@ -17,9 +17,10 @@ from deepinterest.nn import sharded
 from deepinterest.nn.synced import synchronise
 from deepinterest.training import distributed
 from deepinterest.training.calibration import Calibration
+from deepinterest.training.divergence import diverged
 from deepinterest.training.exchange import Exchange
 from deepinterest.training.losses import probability, total_loss
-from deepinterest.training.metrics import ClickMetrics
+from deepinterest.training.metrics import ClickMetrics, NotFiniteError
 from deepinterest.training.optimizers import DeferredAdam
 
 LOG_EVERY = 50  # steps between two points of the training curves; logging costs as much as a small step
@@ -119,7 +120,10 @@ class ClickModel(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         sharded.finish(self.network)
-        values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        try:
+            values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        except NotFiniteError as error:
+            raise diverged(f"{error} in the validation", self) from error
         self.scores |= values
         for name, value in values.items():
             self.log(name, value, prog_bar=name == "val/auc")

@@ -21,10 +21,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from deepinterest.config import ExperimentConfig, KernelName, Tables, TrainerConfig
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.errors import UserError
+from deepinterest.launch import launched
+from deepinterest.machine import check_processes
 from deepinterest.nn.mlp import Head
 from deepinterest.training import distributed, naming
 from deepinterest.training.callbacks import Throughput
 from deepinterest.training.checkpoints import Checkpoints, Patience, WholeFiles
+from deepinterest.training.divergence import Divergence
 from deepinterest.training.module import LOG_EVERY, ClickModel
 from deepinterest.training.progress import ProgressLine
 
@@ -35,6 +38,7 @@ def make_trainer(
     """With our checkpoints, early stopping and progress line; `data` is told which share of the rows is its own."""
     config, monitor = experiment.trainer, "val/published_auc" if experiment.quirks.published_auc else "val/auc"
     callbacks = [
+        Divergence(),
         *callbacks,
         Checkpoints(
             folder,
@@ -86,11 +90,22 @@ def check_device(config: TrainerConfig) -> None:
             "build for your GPU."
         )
     device = device_of(config).type
+    if device == "cpu":
+        check_processes(config)
+    elif device == "cuda":
+        _check_gpus(config)
     if (config.kernel, device) in ((KernelName.gpu, "cpu"), (KernelName.cpu, "cuda")):
         raise UserError(
             f"trainer.kernel={config.kernel.value}, but the model will be on the {device.replace('cuda', 'gpu')}; "
             "take trainer.kernel=auto."
         )
+
+
+def _check_gpus(config: TrainerConfig) -> None:
+    devices, count = str(config.devices), torch.cuda.device_count()
+    highest = max(map(int, devices.split(","))) + 1 if "," in devices else int(devices) if devices != "auto" else 0
+    if highest > count and launched() is None:
+        raise UserError(f"trainer.devices={devices} is out of range: this machine shows {count} GPUs to torch.")
 
 
 def device_of(config: TrainerConfig) -> torch.device:
