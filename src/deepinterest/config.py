@@ -127,6 +127,8 @@ class DataConfig:
     core: int = ranged(1, low=1)  # keep users and items with at least so many events each, iterated: 5 for a 5-core
     ties: Ties = Ties.random  # order of a user's events at one time
     buckets: int = ranged(20, low=2, high=10_000)  # of a quantity: equally many training events fall into each
+    # of plots over time, and of times that say none: those of an event file, and the limits of data=taobao
+    timezone: str = "UTC"
 
 
 @dataclass
@@ -168,12 +170,16 @@ class Engine(Enum):
 
 @dataclass
 class EventFileConfig(DataConfig):
-    """Your own log: CSV, TSV, Parquet, NDJSON or Arrow."""
+    """Your own log: CSV, TSV and other text, Parquet, NDJSON or Arrow."""
 
     name: str = "events"
     path: str = MISSING  # a file, or a pattern of many, such as logs/*.parquet
     columns: EventColumns = field(default_factory=EventColumns)
-    timestamp_unit: TimestampUnit = TimestampUnit.auto
+    timestamp_unit: TimestampUnit = TimestampUnit.auto  # of times that are numbers
+    timestamp_format: str | None = None  # of times that are text, such as "%d/%m/%Y %H:%M"; null: numbers or ISO 8601
+    # Of text files: .csv, .tsv, .txt and .data.
+    separator: str | None = None  # a character, tab or semicolon; null: a comma in .csv, a tab in the others
+    header: bool = True  # the first line names the columns; without it they are called column_1, column_2, …
     category_missing: str | None = None  # the value that means: category not known
     # How a log is prepared that is too large for this machine: docs/scale.md. The result is the same for all of these.
     partitions: int = ranged(1, low=1, high=100_000)  # that users are cut into; one is in memory at a time
@@ -212,8 +218,9 @@ class TaobaoConfig(DataConfig):
     name: str = "taobao"
     path: str | None = None  # UserBehavior.csv, plain, gz or zip; null: of raw/taobao in the user's cache folder
     behaviours: list[Behaviour] = ranged(list(Behaviour))  # that count as events
-    first_time: str | None = "2017-11-25"  # events before are left out; a date or ISO time in Beijing; null: no limit
+    first_time: str | None = "2017-11-25"  # events before are left out; a date or ISO time; null: no limit
     last_time: str | None = "2017-12-03"  # events after are left out; a date means to its end
+    timezone: str = "Asia/Shanghai"
 
 
 @dataclass

@@ -23,6 +23,7 @@ before_exit: list[Callable[[], None]] = []  # called after an error was shown: a
 
 # extras of pyproject.toml with Hydra's launchers
 LAUNCHERS = {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk, a quota, a file size limit
 
 
@@ -45,6 +46,21 @@ def nearest(word: str, choices: Iterable[object]) -> str:
         name for name in names if word and name.startswith(word)
     ]
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def some(names: Iterable[object], most: int = 12) -> str:
+    """A handful of names for a sentence, and how many there are; "none" for none."""
+    every = [visible(str(name)) for name in names]
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:60]}…" for name in every[:most])
+    return f"{shown}, … ({len(every):,} in all)" if len(every) > most else shown or "none"
+
+
+def visible(text: str) -> str:
+    """A text on one line, its control characters and those that turn the direction of writing as `\\x1b` or `\\u202e`.
+
+    Whatever a file or a name holds can then be printed: a terminal obeys none of it.
+    """
+    return INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def sentence(error: BaseException) -> str | None:
@@ -104,7 +120,7 @@ def tell(error: BaseException) -> None:
     if getattr(error, "told", False):
         return
     if text := sentence(error):
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {visible(text)}", file=sys.stderr)
     else:
         traceback.print_exception(error)
     error.told = True  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from deepinterest.config import (
     TemporalConfig,
     TrainerConfig,
 )
+from deepinterest.data import columns
 from deepinterest.errors import UserError, nearest
 from deepinterest.launch import launched
 
@@ -27,6 +28,7 @@ from deepinterest.launch import launched
 def check(config: ExperimentConfig) -> None:
     """Raise a UserError for the first value that is out of its range."""
     _check_ranges(config, "")
+    columns.check(config.data)
     protocol, logger = config.protocol, config.logger
     shares = isinstance(protocol, TemporalConfig | LabelledConfig)
     if shares and protocol.train_share + protocol.validation_share >= 1:

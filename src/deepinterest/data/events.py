@@ -9,20 +9,21 @@ import numpy as np
 import polars as pl
 
 from deepinterest.config import Ties
-from deepinterest.errors import UserError
+from deepinterest.data.where import Where
+from deepinterest.errors import UserError, some
 
 REQUIRED = ("user", "item", "timestamp")
 LABEL = "label"
+COUNT, KINDS = "__count", "__kinds"  # columns of `value_counts` and `most_frequent`; no feature is called so
 DRAWS = 1 << 16  # random numbers at a time
 
 
-def refuse_nulls(values: pl.Series, where: str, called: str) -> None:
+def refuse_nulls(values: pl.Series, where: Where, called: str) -> None:
     """Raise UserError with the first row (counted from 1) at which `values` is null."""
-    if values.null_count():
-        row = int(values.is_null().arg_max() or 0) + 1
-        raise UserError(
-            f"{where}: {called} has no value in row {row} ({values.null_count()} such rows): fill it in or drop it."
-        )
+    if count := values.null_count():
+        row = where.row(int(values.is_null().arg_max() or 0))
+        more = f" (and in {count - 1:,} more rows)" if count > 1 else ""
+        raise UserError(f"{where}: {called} has no value in {row}{more}: fill it in or drop it.")
 
 
 def plain(values: pl.Series) -> pl.Series:
@@ -104,23 +105,21 @@ class Events:
         columns = [*REQUIRED, *features, *([label] if label else [])]
         for column in columns:
             if column not in frame.columns:
-                raise UserError(
-                    f"{name}: there is no column {column!r}, only {', '.join(frame.columns) or 'none'}: add it."
-                )
+                raise UserError(f"{name}: there is no column {column!r}, only {some(frame.columns)}: add it.")
         frame = frame.select(columns)
         if frame.is_empty():
             raise UserError(f"{name}: there are no events{_left_out(dropped)}: check the source.")
         for column in REQUIRED:
-            refuse_nulls(frame[column], name, f"column {column!r}")
+            refuse_nulls(frame[column], Where(name), f"column {column!r}")
         if not frame["timestamp"].dtype.is_integer():
             raise UserError(
                 f"{name}: column 'timestamp' is of type {frame['timestamp'].dtype}: give whole milliseconds since 1970."
             )
         if label:
-            frame = frame.with_columns(labels(frame[label], name, f"column {label!r}").alias(LABEL))
+            frame = frame.with_columns(labels(frame[label], Where(name), f"column {label!r}").alias(LABEL))
             columns = [*REQUIRED, *features, LABEL]
         for feature in features:
-            frame = frame.with_columns(quantity(frame[feature], name))
+            frame = frame.with_columns(quantity(frame[feature], Where(name)))
         frame = frame.with_columns(pl.col("timestamp").cast(pl.Int64))
         if ties is Ties.file:
             frame = frame.with_row_index("__row")
@@ -175,31 +174,33 @@ def _refuse_names(features: list[str], name: str) -> None:
             )
 
 
-def quantity(values: pl.Series, name: str) -> pl.Series:
+def quantity(values: pl.Series, where: Where) -> pl.Series:
     """The same with null for not a number; raises UserError with the row of an infinite one."""
     if not values.dtype.is_float():
         return values
     infinite = values.is_infinite().fill_null(False)
     if infinite.any():
         row = int(infinite.arg_max() or 0)
-        raise UserError(f"{name}: column {values.name!r} holds {values[row]} in row {row + 1}: use numbers or nothing.")
+        raise UserError(
+            f"{where}: column {values.name!r} holds {values[row]} in {where.row(row)}: use numbers or nothing."
+        )
     return values.fill_nan(None)
 
 
-def labels(values: pl.Series, where: str, called: str, both: bool = True) -> pl.Series:
+def labels(values: pl.Series, where: Where, called: str, both: bool = True) -> pl.Series:
     """0 and 1 as UInt8; raises UserError with the row of anything else, and with `both` if only one of them occurs."""
     refuse_nulls(values, where, called)
     numbers = values.cast(pl.Float64, strict=False) if not values.dtype.is_nested() else pl.Series([None] * len(values))
     wrong = ~numbers.is_in([0.0, 1.0]).fill_null(False)
     if wrong.any():
         row = int(wrong.arg_max() or 0)
-        raise UserError(f"{where}: {called} holds {values[row]!r} in row {row + 1}: labels must be 0 or 1.")
+        raise UserError(f"{where}: {called} holds {values[row]!r} in {where.row(row)}: labels must be 0 or 1.")
     if both:
         refuse_one_label(int(numbers.sum()), len(values), where, called)
     return numbers.cast(pl.UInt8)
 
 
-def refuse_one_label(ones: int, rows: int, where: str, called: str) -> None:
+def refuse_one_label(ones: int, rows: int, where: Where | str, called: str) -> None:
     """Raise UserError where all labels are the same."""
     if ones in (0, rows):
         raise UserError(
@@ -219,23 +220,23 @@ def one_value_per(owner: str, frame: pl.DataFrame, feature: str) -> tuple[pl.Dat
     Also counts those that had several.
     """
     chosen = most_frequent(owner, value_counts(owner, frame, feature), feature)
-    several = int((chosen["values"] > 1).sum())
+    several = int((chosen[KINDS] > 1).sum())
     if several == 0 and frame[feature].null_count() == 0:
         return frame, 0
-    return frame.drop(feature).join(chosen.drop("values"), on=owner, how="left"), several
+    return frame.drop(feature).join(chosen.drop(KINDS), on=owner, how="left"), several
 
 
 def value_counts(owner: str, frame: pl.DataFrame, feature: str) -> pl.LazyFrame:
-    """owner, feature and len: how often each known value stands beside each owner."""
-    return frame.lazy().filter(pl.col(feature).is_not_null()).group_by(owner, feature).len()
+    """owner, feature and COUNT: how often each known value stands beside each owner."""
+    return frame.lazy().filter(pl.col(feature).is_not_null()).group_by(owner, feature).len(COUNT)
 
 
 def most_frequent(owner: str, counts: pl.LazyFrame, feature: str) -> pl.DataFrame:
-    """owner, feature (its most frequent value; ties: the smallest) and values (how many it had), of `value_counts`."""
+    """owner, feature (its most frequent value; ties: the smallest) and KINDS (how many it had), of `value_counts`."""
     return (
-        counts.sort(owner, "len", feature, descending=[False, True, False])
+        counts.sort(owner, COUNT, feature, descending=[False, True, False])
         .group_by(owner, maintain_order=True)
-        .agg(pl.col(feature).first(), pl.len().alias("values"))
+        .agg(pl.col(feature).first(), pl.len().alias(KINDS))
         .collect(engine="streaming")
     )
 

@@ -31,6 +31,8 @@ import polars as pl
 
 from deepinterest.config import Engine, EventFileConfig, Ties
 from deepinterest.data.events import (
+    COUNT,
+    KINDS,
     LABEL,
     REQUIRED,
     Events,
@@ -44,6 +46,8 @@ from deepinterest.data.events import (
 )
 from deepinterest.data.samples import ranges
 from deepinterest.data.sources import event_file
+from deepinterest.data.text_file import TextFile
+from deepinterest.data.where import Where
 from deepinterest.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -129,7 +133,8 @@ def _read(path: Path, number: int, config: EventFileConfig, scratch: Path, one_o
     frame = event_file.read(path, config, one_of_many)
     if frame is None:
         return {"types": {}}
-    frame = frame.with_columns(quantity(frame[name], str(path)) for name in frame.columns if name not in REQUIRED)
+    where = Where(str(path), TextFile.of(path, config))
+    frame = frame.with_columns(quantity(frame[name], where) for name in frame.columns if name not in REQUIRED)
     types = {name: kind.__class__.__name__ for name, kind in event_file.types_of(frame).items()}
     if config.ties is Ties.file:
         frame = frame.with_row_index("__row")
@@ -149,14 +154,14 @@ def _count(part: int, held: list[int], types: dict[str, str], config: EventFileC
     events = pl.len().cast(pl.Int64)
     touches = pl.col(LABEL).cast(pl.Int64).sum() if labelled else events
     users = frame.group_by("user").agg(
-        events.alias("events"), touches.alias("touches"), *(pl.col(name).first() for name in features)
+        events.alias("__events"), touches.alias("__touches"), *(pl.col(name).first() for name in features)
     )
     _write(users, scratch / f"users-{part}.parquet")
     _write(frame.select(pl.col("item").unique()), scratch / f"items-{part}.parquet")
     for place, feature in enumerate(event_file.item_features(config)):
         counts = value_counts("item", frame, feature).collect(engine="streaming")
         _write(counts, scratch / f"item-feature-{place}-{part}.parquet")
-    sums = users.select("events", "touches").sum().row(0)
+    sums = users.select("__events", "__touches").sum().row(0)
     return {"events": sums[0], "touches": sums[1], "several": several}
 
 
@@ -173,7 +178,7 @@ def _order(part: int, held: list[int], types: dict[str, str], config: EventFileC
     if config.ties is Ties.file:
         frame = frame.sort("user", "timestamp", "__file", "__row")
     elif frame.height:
-        before = (users["touches_before"].to_numpy(), users["others_before"].to_numpy())
+        before = (users["__touches_before"].to_numpy(), users["__others_before"].to_numpy())
         frame = frame.drop("__file")[shuffled_ties(frame, config.seed, context, before)]
     _write(frame.drop("user", "__file", "__row", strict=False), scratch / f"ordered-{part}.parquet")
     return {}
@@ -208,11 +213,11 @@ def _items(config: EventFileConfig, scratch: Path) -> tuple[pl.DataFrame, list[i
     several = []
     for place, feature in enumerate(event_file.item_features(config)):
         counts = (
-            _all(f"item-feature-{place}", config, scratch).lazy().group_by("item", feature).agg(pl.col("len").sum())
+            _all(f"item-feature-{place}", config, scratch).lazy().group_by("item", feature).agg(pl.col(COUNT).sum())
         )
         chosen = most_frequent("item", counts, feature)
-        several.append(int((chosen["values"] > 1).sum()))
-        items = items.join(chosen.drop("values"), on="item", how="left", maintain_order="left")
+        several.append(int((chosen[KINDS] > 1).sum()))
+        items = items.join(chosen.drop(KINDS), on="item", how="left", maintain_order="left")
     _write(items, scratch / "items.parquet")
     return items, several
 
@@ -228,29 +233,29 @@ def _users(config: EventFileConfig, scratch: Path, labelled: bool) -> pl.DataFra
         ]
     ).sort("user")
     if config.limit_users is not None:
-        kept = sample_users(users.filter(pl.col("touches") > 0)["user"], config.limit_users, config.seed)
+        kept = sample_users(users.filter(pl.col("__touches") > 0)["user"], config.limit_users, config.seed)
         if kept is not None:
             users = users.join(kept.to_frame(), on="user", how="semi", maintain_order="left")
-    others = pl.col("events") - pl.col("touches")
+    others = pl.col("__events") - pl.col("__touches")
     users = users.with_columns(
-        (pl.col("events").cum_sum() - pl.col("events")).alias("before"),
-        (pl.col("touches").cum_sum() - pl.col("touches")).alias("touches_before"),
-        (others.cum_sum() - others + pl.col("touches").sum()).alias("others_before"),
+        (pl.col("__events").cum_sum() - pl.col("__events")).alias("__before"),
+        (pl.col("__touches").cum_sum() - pl.col("__touches")).alias("__touches_before"),
+        (others.cum_sum() - others + pl.col("__touches").sum()).alias("__others_before"),
     )
     for part in range(config.partitions):
         own = users.filter(pl.col("__part") == part)
-        _write(own.select("user", "touches_before", "others_before"), scratch / f"kept-{part}.parquet")
+        _write(own.select("user", "__touches_before", "__others_before"), scratch / f"kept-{part}.parquet")
     return users
 
 
 def _together(config: EventFileConfig, scratch: Path, users: pl.DataFrame) -> pl.DataFrame:
     """All events, each partition's at the places of its users."""
-    events = users["events"].to_numpy()
+    events = users["__events"].to_numpy()
     columns: dict[str, Any] = {"user": np.repeat(np.arange(len(users), dtype=np.int32), events)}
     total = len(columns["user"])
     for part in range(config.partitions):
         mine = (users["__part"] == part).to_numpy()
-        places, _ = ranges(users["before"].to_numpy()[mine], events[mine])
+        places, _ = ranges(users["__before"].to_numpy()[mine], events[mine])
         own = pl.read_parquet(scratch / f"ordered-{part}.parquet", glob=False)
         for name in own.columns:
             if name in config.columns.context_features:  # may be text

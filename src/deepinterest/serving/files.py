@@ -1,10 +1,10 @@
-"""Files of rows, piece by piece: CSV, TSV and Parquet in, Parquet or CSV out."""
+"""Files of rows, piece by piece: text and Parquet in, Parquet or CSV out."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,25 +14,32 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from deepinterest.config import EventFileConfig
+from deepinterest.data import paths
+from deepinterest.data.columns import SEPARATORS
+from deepinterest.data.text_file import TextFile, said
 from deepinterest.errors import UserError
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+INPUTS = (".parquet", *SEPARATORS)
 OUTPUTS = (".parquet", ".csv")
 BLOCK = 8 << 20  # bytes of a text file at a time; a line is shorter
+DECIMAL = r"^-?(0|[1-9]\d{0,14})(\.\d{1,15})?([eE][-+]?\d{1,2})?$"  # what a float holds as well as its text does
 
 
 class Input:
     """A file of rows. Text files give text columns, an empty field being null; raises UserError for what it isn't."""
 
-    def __init__(self, path: str) -> None:
-        self.path = Path(path).expanduser()
-        self.text = self.path.suffix.lower() in SEPARATORS
-        if not self.text and self.path.suffix.lower() != ".parquet":
-            raise UserError(f"data.path={path} is no file of rows to score: use .parquet, .csv or .tsv.")
-        if not self.path.is_file():
-            raise UserError(f"data.path={path} is no file: correct the path.")
+    def __init__(self, config: EventFileConfig) -> None:
+        self.path = Path(config.path).expanduser()
+        if self.path.suffix.lower() not in INPUTS:
+            raise UserError(f"data.path={config.path} is no file of rows to score: use one of {', '.join(INPUTS)}.")
+        paths.file(self.path, "data.path")
+        if self.path.stat().st_size == 0:
+            raise UserError(f"{self.path} is empty: there is nothing to score.")
+        self.text = TextFile.of(self.path, config)
+        self._state = self._stat()
         try:
-            with self._parquet() if not self.text else self._csv(None) as opened:
+            with self._csv(self.text, None) if self.text else self._parquet() as opened:
                 self.columns: list[str] = (opened.schema if self.text else opened.schema_arrow).names
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
@@ -43,34 +50,65 @@ class Input:
     def pieces(self, rows: int) -> Iterator[pl.DataFrame]:
         """The rows in their order; of Parquet at most so many at a time, of text at most BLOCK bytes."""
         try:
-            if not self.text:
+            if self.text is None:
                 with self._parquet() as file:
                     for batch in file.iter_batches(batch_size=rows):
                         yield _frame(batch)
             else:
-                with self._csv(pa.schema([(name, pa.string()) for name in self.columns])) as reader:
+                with self._csv(self.text, pa.schema([(name, pa.string()) for name in self.columns])) as reader:
                     for batch in reader:
                         frame = _frame(batch)
                         yield frame.with_columns(pl.when(pl.all() != "").then(pl.all()))
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
+        if self._stat() != self._state:
+            raise UserError(f"{self.path} has changed while it was read: run again when nothing writes to it any more.")
+
+    def kinds(self, ids: Collection[str]) -> dict[str, pl.DataType]:
+        """The type of each column: a text file's own where all of its values are numbers; the file is read for it.
+
+        Args:
+            ids: columns that are whole numbers, written as such, or text.
+        """
+        if self.text is None:
+            return {}
+        whole, decimal = set(self.columns), set(self.columns) - set(ids)
+        valued: set[str] = set()
+        every = pl.all()
+        for frame in self.pieces(BLOCK):
+            exact = (every.cast(pl.Int64, strict=False).cast(pl.String) == every).fill_null(False) | every.is_null()
+            for held, fits in ((whole, exact), (decimal, every.str.contains(DECIMAL).fill_null(True))):
+                held.intersection_update(_true(frame.select(fits.all())))
+            valued |= set(_true(frame.select(every.is_not_null().any())))
+        return {
+            name: pl.Int64() if name in whole else pl.Float64()
+            for name in self.columns
+            if name in valued & (whole | decimal)
+        }
 
     def _parquet(self) -> pyarrow.parquet.ParquetFile:
         return pyarrow.parquet.ParquetFile(self.path)
 
-    def _csv(self, schema: pa.Schema | None) -> pyarrow.csv.CSVStreamingReader:
+    def _csv(self, text: TextFile, schema: pa.Schema | None) -> pyarrow.csv.CSVStreamingReader:
         return pyarrow.csv.open_csv(
             self.path,
-            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=SEPARATORS[self.path.suffix.lower()], newlines_in_values=True
-            ),
+            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK, column_names=None if text.header else text.names()),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=text.separator, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(column_types=schema, strings_can_be_null=False),
         )
 
+    def _stat(self) -> tuple[int, int]:
+        found = self.path.stat()
+        return found.st_size, found.st_mtime_ns
+
     def _unreadable(self, error: Exception) -> UserError:
-        reason = str(error).strip().splitlines()[0].rstrip(".")[:200]
+        reason = (self.text.fault() if self.text else None) or said(error)
         return UserError(f"{self.path} can't be read as {self.path.suffix.lower()} ({reason}): write it anew.")
+
+
+def _true(row: pl.DataFrame) -> list[str]:
+    """The names of the columns whose one value is true."""
+    return [name for name, value in row.row(0, named=True).items() if value]
 
 
 def _frame(batch: pa.RecordBatch) -> pl.DataFrame:

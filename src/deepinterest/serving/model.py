@@ -15,8 +15,9 @@ from deepinterest import models
 from deepinterest.config import ExperimentConfig
 from deepinterest.data.batch import Batch
 from deepinterest.data.samples import ranges
-from deepinterest.data.sources.event_file import _feature
+from deepinterest.data.values import feature
 from deepinterest.data.vocabulary import Buckets
+from deepinterest.data.where import Where
 from deepinterest.errors import UserError
 from deepinterest.models.network import Network
 from deepinterest.nn.embedding import Features
@@ -28,6 +29,7 @@ from deepinterest.training.losses import probability
 
 log = logging.getLogger(__name__)
 
+FROM_PYTHON = Where("context")
 BATCH_QUIRKS = ("batch_dice", "padded_sum")  # with them a score depends on the rows beside it
 Context = Mapping[str, Sequence[Any]]  # name of a context feature -> a value for each candidate
 
@@ -153,14 +155,11 @@ class Model:
         """(n,) raw users -> (n,) int64 rows of the user catalogue."""
         return np.zeros(len(users), dtype=np.int64) if self.known.users is None else self.known.users.rows(users)
 
-    def context_rows(
-        self, values: Mapping[str, pl.Series], rows: int, where: str = "context", text: bool = False
-    ) -> np.ndarray | None:
+    def context_rows(self, values: Mapping[str, pl.Series], rows: int, where: Where = FROM_PYTHON) -> np.ndarray | None:
         """(rows, C) int64 ids of the context features, from a series (rows,) of each; None where there are none.
 
         Args:
-            where: they come from, for errors.
-            text: whether numbers are written as text, as in CSV.
+            where: they come from, for errors; of a text file, numbers are written as text.
         """
         columns = []
         for name, known in self.known.context.items():
@@ -168,7 +167,7 @@ class Model:
                 raise UserError(f"{where} has no {name!r}, which the model reads with each candidate: add it.")
             if len(values[name]) != rows:
                 raise UserError(f"{where}: {name!r} has {len(values[name])} values for {rows} candidates.")
-            columns.append(known.encode(_feature(values[name].alias(name), where, isinstance(known, Buckets), text)))
+            columns.append(known.encode(feature(values[name].alias(name), where, isinstance(known, Buckets))))
         return np.stack(columns, axis=1).astype(np.int64) if columns else None
 
     def score_rows(

@@ -6,12 +6,10 @@ Rows of a piece that share a history are scored together, so it is encoded once,
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -20,11 +18,14 @@ from rich.console import Console
 
 from deepinterest.config import EventColumns, EventFileConfig, ExperimentConfig, TimestampUnit
 from deepinterest.data import store as prepared
+from deepinterest.data import times
 from deepinterest.data.events import refuse_nulls
 from deepinterest.data.log import Log
 from deepinterest.data.samples import ranges
-from deepinterest.data.sources.event_file import _ids, _milliseconds
-from deepinterest.errors import UserError, nearest
+from deepinterest.data.text_file import no_column
+from deepinterest.data.values import ids
+from deepinterest.data.where import Where
+from deepinterest.errors import UserError, some
 from deepinterest.serving import checkpoint
 from deepinterest.serving.files import Input, Output
 from deepinterest.serving.model import Model
@@ -45,7 +46,7 @@ def run(config: ExperimentConfig, console: Console, device: torch.device) -> dic
     """
     if not isinstance(config.data, EventFileConfig):
         raise UserError(f"data={config.data.name} holds no rows to score: take data=events data.path=NEW.parquet.")
-    file, output = Input(config.data.path), Output(str(config.output))
+    file, output = Input(config.data), Output(str(config.output))
     if output.path.exists() and output.path.samefile(file.path):
         raise UserError(f"output={config.output} is data.path itself: name another file.")
     read = checkpoint.read(str(config.checkpoint))
@@ -57,10 +58,11 @@ def run(config: ExperimentConfig, console: Console, device: torch.device) -> dic
         with console.status(f"Preparing {model.config.data.name}"):
             histories = Histories.of(model.config, config.paths.cache, read.vocabulary_hash)
     begin = time.perf_counter()
-    scorer = Scorer(model, file, columns, histories, config.data.timestamp_unit)
+    scorer = Scorer(model, file, columns, histories, config.data)
+    kinds = file.kinds(columns.ids) if output.path.suffix.lower() == ".parquet" else {}
     with output, console.status(f"Scoring {file.path.name}"):
         for frame in scorer.scored():
-            output.write(frame)
+            output.write(frame.cast(kinds))  # type: ignore[arg-type]
         if not scorer.counts["rows"]:
             raise UserError(f"{file.path} has no rows: there is nothing to score.")
     seconds = time.perf_counter() - begin
@@ -85,12 +87,9 @@ class Columns:
     def of(cls, file: Input, config: EventFileConfig, model: Model) -> Columns:
         """Raises UserError for a column that is needed and missing, and for one that the scores would take."""
         named, present = config.columns, file.columns
-        given = ", ".join(present) or "none"
+        given = some(present)
         if named.item not in present:
-            raise UserError(
-                f"{file.path} has no column {named.item!r}, only {given}: set data.columns.item to the column of the "
-                "items to score."
-            )
+            raise no_column(file.path, named.item, "data.columns.item", present, file.text)
         user, timestamp = (_optional(file, role, getattr(named, role)) for role in ("user", "timestamp"))
         history = HISTORY if HISTORY in present else None
         if user is None and history is None:
@@ -107,14 +106,16 @@ class Columns:
             user = None  # nobody reads it
         return cls(named.item, user, None if history else timestamp, history)
 
+    @property
+    def ids(self) -> list[str]:
+        """Columns of items and users."""
+        return [name for name in (self.item, self.user, self.history) if name]
+
 
 def _optional(file: Input, role: str, name: str) -> str | None:
     """The column, or None where it isn't there; one that was named on purpose has to be."""
     if name not in file.columns and name != getattr(EventColumns, role):
-        raise UserError(
-            f"{file.path} has no column {name!r}, only {', '.join(file.columns)}: correct data.columns.{role}"
-            f"{nearest(name, file.columns) or '.'}"
-        )
+        raise no_column(file.path, name, f"data.columns.{role}", file.columns, file.text)
     return name if name in file.columns else None
 
 
@@ -172,16 +173,17 @@ class Scorer:
     """Scores a file's pieces, and counts what the model doesn't know."""
 
     def __init__(
-        self, model: Model, file: Input, columns: Columns, histories: Histories | None, unit: TimestampUnit
+        self, model: Model, file: Input, columns: Columns, histories: Histories | None, settings: EventFileConfig
     ) -> None:
-        self.model, self.file, self.columns, self.histories, self.unit = model, file, columns, histories, unit
+        self.model, self.file, self.columns, self.histories, self.settings = model, file, columns, histories, settings
         self.counts: Counter[str] = Counter()
+        self.where = Where(str(file.path), file.text, blank_rows=False)
 
     def scored(self) -> Iterator[pl.DataFrame]:
         """The pieces with their probabilities, without the histories, in the file's order."""
         for frame in self._pieces():
-            with self._rows_counted_from(self.counts["rows"]):
-                probability = self._score(frame)
+            self.where = replace(self.where, first=self.counts["rows"])
+            probability = self._score(frame)
             kept = frame.drop(self.columns.history) if self.columns.history else frame
             self.counts["rows"] += frame.height
             yield kept.with_columns(probability.alias(PROBABILITY))
@@ -229,9 +231,7 @@ class Scorer:
         first = np.unique(index, return_index=True)[1]
         order = np.argsort(index[of_row], kind="stable")
         histories, offsets = ranges(start[first], end[first] - start[first])
-        context = model.context_rows(
-            {name: frame[name].gather(of_row) for name in known.context}, len(rows), str(self.file.path), self.file.text
-        )
+        context = model.context_rows({name: frame[name] for name in known.context}, frame.height, self.where)
         answer = np.empty(len(rows), dtype=np.float32)
         answer[order] = model.score_rows(
             events[histories].astype(np.int64),
@@ -239,7 +239,7 @@ class Scorer:
             user_row[first],
             rows[order],
             index[of_row][order],
-            None if context is None else context[order],
+            None if context is None else context[of_row[order]],
         )
         self.counts["scores"] += len(rows)
         self.counts["unknown_items"] += int((~model.learned(rows)).sum())
@@ -294,39 +294,27 @@ class Scorer:
 
     def _times(self, values: pl.Series) -> np.ndarray:
         called = f"column {values.name!r} (data.columns.timestamp)"
-        found = _milliseconds(values, str(self.file.path), called, self.unit)
-        if self.unit is TimestampUnit.auto:
+        numbers = times.numbers(values, self.where, called, self.settings)
+        if numbers is not None and self.settings.timestamp_unit is TimestampUnit.auto:
             # The first piece decides for the whole file.
-            for unit in (TimestampUnit.s, TimestampUnit.ms, TimestampUnit.us, TimestampUnit.ns):
-                try:
-                    same = _milliseconds(values, "", "", unit).equals(found)
-                except UserError:
-                    continue
-                if same:
-                    self.unit = unit
-                    break
-        return found.to_numpy()
+            unit = times.unit_of(numbers, self.where, called)
+            self.settings = replace(self.settings, timestamp_unit=unit)
+        return times.milliseconds(values, self.where, called, self.settings).to_numpy()
 
     def _column(self, frame: pl.DataFrame, name: str) -> pl.Series:
-        values = _ids(frame[name], str(self.file.path), f"column {name!r}", self.file.text)
-        refuse_nulls(values, str(self.file.path), f"column {name!r}")
+        values = ids(frame[name], self.where, f"column {name!r}")
+        refuse_nulls(values, self.where, f"column {name!r}")
         return values
 
     def _lists(self, values: pl.Series, name: str) -> tuple[pl.Series, np.ndarray]:
         """The items of all lists, one after the other, and the offsets (n+1,) of each list."""
-        refuse_nulls(values, str(self.file.path), f"column {name!r}")
+        refuse_nulls(values, self.where, f"column {name!r}")
         offsets = np.concatenate([[0], values.list.len().cast(pl.Int64).to_numpy().cumsum()])
         filled = values.filter(values.list.len() > 0)  # explode makes a null of an empty list
         items = filled.explode()
         if items.null_count():
-            row = int(np.searchsorted(offsets, int(items.is_null().arg_max() or 0), side="right"))
-            raise UserError(f"{self.file.path}: column {name!r} holds a list with no value in row {row}: drop it.")
-        return _ids(items, str(self.file.path), f"column {name!r}", self.file.text), offsets
-
-    @contextmanager
-    def _rows_counted_from(self, first: int) -> Iterator[None]:
-        """Rows that an error of a piece names, counted in the file."""
-        try:
-            yield
-        except UserError as error:
-            raise UserError(re.sub(r"\brow (\d+)", lambda row: f"row {int(row[1]) + first}", str(error))) from error
+            row = int(np.searchsorted(offsets, int(items.is_null().arg_max() or 0), side="right")) - 1
+            raise UserError(
+                f"{self.file.path}: column {name!r} holds a list with no value in {self.where.row(row)}: drop it."
+            )
+        return ids(items, self.where, f"column {name!r}"), offsets

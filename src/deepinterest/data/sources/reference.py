@@ -11,7 +11,8 @@ import polars as pl
 from deepinterest.config import ReferenceDataConfig, Ties, TimestampUnit
 from deepinterest.data import layout
 from deepinterest.data.events import Events, PublishedRows
-from deepinterest.data.sources.event_file import from_numbers
+from deepinterest.data.times import from_numbers
+from deepinterest.data.where import Where
 from deepinterest.errors import UserError
 
 OTHER_RUN = "the files belong to different runs of the pipeline: take all seven from one run"
@@ -28,7 +29,9 @@ def load(config: ReferenceDataConfig) -> Events:
     files = layout.read(path)
     items = layout.items(*files[layout.ITEM_INFO])
     reviews = layout.reviews(*files[layout.REVIEWS])
-    time = from_numbers(reviews["time"], files[layout.REVIEWS].where, "time", TimestampUnit.auto, "mend the line")
+    time = from_numbers(
+        reviews["time"], Where(files[layout.REVIEWS].where), "time", TimestampUnit.auto, "mend the line"
+    )
     # By the file's own numbers: microseconds are finer than the milliseconds kept.
     events = (
         reviews.with_columns(time.alias("timestamp"))
