@@ -25,7 +25,7 @@ from deepinterest.data import store
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
 from deepinterest.models.dien import DIEN
-from deepinterest.serving import checkpoint, predict, vocabulary
+from deepinterest.serving import checkpoint, files, predict, vocabulary
 from deepinterest.serving.files import Output
 from deepinterest.serving.model import Model
 from deepinterest.serving.predict import first_at_or_after
@@ -485,7 +485,7 @@ FRAME = {"user": [1, 2, 3], "item": [4, 5, 6], "timestamp": [1_700_000_000] * 3}
 @pytest.mark.parametrize(
     ("columns", "settings_", "message"),
     [
-        ({"item": None}, (), r"has no column 'item', only user, timestamp: set data\.columns\.item"),
+        ({"item": None}, (), r"has no column 'item', only user, timestamp: correct data\.columns\.item"),
         ({"user": None}, (), r"neither a column 'user' nor a column 'history'"),
         ({}, ("data.columns.timestamp=times",), r"no column 'times'.*correct data\.columns\.timestamp; did you mean"),
         ({"probability": [1, 1, 1]}, (), r"has a column 'probability'"),
@@ -515,22 +515,82 @@ def test_rows_that_cannot_be_scored(
     ("name", "content", "message"),
     [
         ("new.json", "{}", "is no file of rows to score"),
-        ("none.csv", None, "is no file: correct the path"),
+        ("none.csv", None, "no such file"),
         ("new.parquet", "text", r"can't be read as \.parquet"),
-        ("new.csv", "", r"can't be read as \.csv"),
+        ("new.csv", "", "new.csv is empty"),
         ("new.csv", "user,item\n", "has no rows"),
-        ("new.csv", "user,item\n1,2\n1,2,3\n", r"can't be read as \.csv.*Expected 2 columns, got 3"),
+        ("new.csv", "user,item\n1,2\n1,2,3\n", r"can't be read as \.csv.*line 3: 3 columns where 2 are expected"),
         ("new.csv", "user,item,item\n1,2,3\n", "has two columns 'item'"),
-        ("new.csv", "user,item\n1,2\n1,\n", "column 'item' has no value in row 2"),
+        ("new.csv", "user,item\n1,2\n1,\n", r"column 'item' has no value in row 2 \(line 3\)"),
+        ("new.csv", 'user,item\n1,2\n1,"2\n', r"can't be read as \.csv \(line 3: a quote"),
+        ("new.csv", "user,item\n1,2\n\n1,\xe9\n", r"can't be read as \.csv \(line 4: the byte 0xe9 is no UTF-8"),
+        ("new.csv", "\xff\xfeu\0s\0", "text in UTF-16"),
+        ("new.csv", "user;item\n1;2\n", "data.separator=semicolon"),
+        ("new.csv", "1,2\n1,3\n", "data.header=false"),
+        ("new.txt", "user,item\n1,2\n", "data.separator=comma"),
     ],
 )
 def test_files_that_cannot_be_scored(
     dien: Run, score: Callable[..., Any], name: str, content: str | None, message: str, tmp_path: Path
 ) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=message):
         score(dien, tmp_path / name)
+    assert not list(tmp_path.glob("*scores*"))
+
+
+def test_options_of_text_files(dien: Run, score: Callable[..., Any], tmp_path: Path) -> None:
+    rows = dien.rows().drop("history")
+    _, plain = score(dien, rows)
+    local = pl.from_epoch("timestamp", "ms").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo")
+    written = rows.with_columns(local.dt.strftime("%d/%m/%Y %H:%M:%S%.3f"))
+    written.write_csv(tmp_path / "q[1].txt", separator=";", include_header=False)
+    rows.head(3).write_csv(tmp_path / "q1.txt")
+    names = "data.columns={user:column_1,item:column_2,timestamp:column_3}"
+    options = ("data.separator=semicolon", "data.header=false", names, "data.timezone=Asia/Tokyo",
+               "data.timestamp_format='%d/%m/%Y %H:%M:%S%.3f'")  # fmt: skip
+    _, scores = score(dien, tmp_path / "q[1].txt", *options)
+    assert scores["probability"].equals(plain["probability"])
+    assert scores.columns == ["column_1", "column_2", "column_3", "probability"]
+    other = [word.replace("Asia/Tokyo", "Europe/Berlin") for word in options]
+    _, later = score(dien, tmp_path / "q[1].txt", *other)
+    assert not later["probability"].equals(plain["probability"])
+
+
+def test_numbers_of_text_files_stay_numbers(
+    dien: Run, score: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "BLOCK", 64)  # a column's type is that of the whole file
+    n = 40
+    columns = {
+        "user": range(n), "item": range(n), "label": [0, 1] * (n // 2), "price": ["1.50", *["2"] * (n - 1)],
+        "code": [*map(str, range(1, n)), "007"], "large": [2**63 + k for k in range(n)], "empty": [""] * n,
+        "gaps": ["", *map(str, range(1, n))],
+    }  # fmt: skip
+    pl.DataFrame(columns, strict=False).write_csv(tmp_path / "new.csv")
+    _, scores = score(dien, tmp_path / "new.csv")
+    types = dict(zip(scores.columns, scores.dtypes, strict=True))
+    whole = dict.fromkeys(("user", "item", "label", "gaps"), pl.Int64)
+    assert types == {**types, **whole, "price": pl.Float64, "code": pl.String, "large": pl.String, "empty": pl.String}
+    assert scores["gaps"].to_list() == [None, *range(1, n)] and scores["price"][0] == 1.5
+
+
+def test_a_file_that_changes_while_it_is_scored(
+    dien: Run, score: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new.csv"
+    pl.DataFrame({"user": range(9), "item": range(9)}).write_csv(path)
+    scored = predict.Scorer._score
+
+    def more(self: predict.Scorer, frame: pl.DataFrame) -> pl.Series:
+        with path.open("a") as file:
+            file.write("1,4\n")
+        return scored(self, frame)
+
+    monkeypatch.setattr(predict.Scorer, "_score", more)
+    with pytest.raises(UserError, match="has changed while it was read"):
+        score(dien, path)
     assert not list(tmp_path.glob("*scores*"))
 
 

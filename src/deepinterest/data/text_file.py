@@ -13,6 +13,7 @@ from deepinterest.data.columns import SEPARATORS, separator
 from deepinterest.errors import UserError, nearest, some
 
 LONGEST = 1 << 26  # bytes of a line
+QUOTE = 'line {}: a quote (") is not closed, or stands within a field'
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -72,11 +73,20 @@ class TextFile:
         except UserError as error:
             return str(error).removeprefix(f"{self.path}, ").rstrip(".")
         except csv.Error as error:
-            return f'line {error}: a quote (") is not closed, or stands within a field'
+            return QUOTE.format(error)
         with self.path.open("rb") as lines:
             for number, text in enumerate(lines, start=1):
                 if text.count(b'"') % 2:
-                    return f'line {number}: a quote (") is not closed, or stands within a field'
+                    return QUOTE.format(number)
+        return None
+
+    def unclosed(self) -> str | None:
+        """Where a quote that is never closed begins, in words; None where all are."""
+        try:
+            for _ in self._records():
+                pass
+        except csv.Error as error:
+            return QUOTE.format(error)
         return None
 
     def missing(self, present: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -23,6 +24,7 @@ from deepinterest.errors import UserError
 INPUTS = (".parquet", *SEPARATORS)
 OUTPUTS = (".parquet", ".csv")
 BLOCK = 8 << 20  # bytes of a text file at a time; a line is shorter
+BREAK = re.compile("[\r\n]")
 DECIMAL = r"^-?(0|[1-9]\d{0,14})(\.\d{1,15})?([eE][-+]?\d{1,2})?$"  # what a float holds as well as its text does
 
 
@@ -56,9 +58,13 @@ class Input:
                         yield _frame(batch)
             else:
                 with self._csv(self.text, pa.schema([(name, pa.string()) for name in self.columns])) as reader:
+                    frame = pl.DataFrame()
                     for batch in reader:
                         frame = _frame(batch)
                         yield frame.with_columns(pl.when(pl.all() != "").then(pl.all()))
+                    # A quote that is never closed takes in all that follows, and no reader says so.
+                    if any(BREAK.search(value) for row in frame.tail(1).rows() for value in row):
+                        self._refuse_unclosed(self.text)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
         if self._stat() != self._state:
@@ -96,6 +102,10 @@ class Input:
             parse_options=pyarrow.csv.ParseOptions(delimiter=text.separator, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(column_types=schema, strings_can_be_null=False),
         )
+
+    def _refuse_unclosed(self, text: TextFile) -> None:
+        if fault := text.unclosed():
+            raise UserError(f"{self.path} can't be read as {self.path.suffix.lower()} ({fault}): write it anew.")
 
     def _stat(self) -> tuple[int, int]:
         found = self.path.stat()
