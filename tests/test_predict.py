@@ -338,7 +338,7 @@ def test_calibrated_run(dien: Run, train: Callable[..., Run], settings: Callable
 
 def test_calibration_that_cannot_be_written(dien: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shutil.copy(dien.best, tmp_path / "best.ckpt")
-    model = experiment._load(path, experiment._model(restored(dien.settings), dien.store, dien.settings))
+    model = experiment._load(path, lambda: experiment._model(restored(dien.settings), dien.store, dien.settings))
     model.val_metrics.update(torch.zeros(4), torch.tensor([0.0, 1, 0, 1]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
 
     def full(state: Any, beside: Path) -> None:
@@ -353,7 +353,7 @@ def test_calibration_that_cannot_be_written(dien: Run, tmp_path: Path, monkeypat
 
 
 def test_calibration_that_validation_cannot_tell(dien: Run, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    model = experiment._load(dien.best, experiment._model(restored(dien.settings), dien.store, dien.settings))
+    model = experiment._load(dien.best, lambda: experiment._model(restored(dien.settings), dien.store, dien.settings))
     model.calibration = None
     model.val_metrics.update(torch.zeros(4), torch.ones(4), torch.rand(4))
     experiment._calibrate(model, experiment.CalibrationName.platt, tmp_path / "none.ckpt", True)

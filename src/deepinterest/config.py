@@ -619,6 +619,8 @@ class ExperimentConfig:
 
 LOGGERS = ("wandb", "csv", "tensorboard", "none")
 SETTINGS_OF_A_MODEL = ("data", "protocol", "model", "reference", "quirks")  # without them its weights mean nothing
+# Of the user and the machine: they come from the command line or are the defaults, and never from a checkpoint.
+HOST = ("paths", "logger", "data.engine", "data.ray_address", "trainer.threads", "trainer.prefetch", "trainer.progress")
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {
         "amazon": AmazonConfig,

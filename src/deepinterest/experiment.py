@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from deepinterest.report import data_card, explain, probing, run_folder
 from deepinterest.resuming import start_of
 from deepinterest.serving import predict, vocabulary
 from deepinterest.serving.checkpoint import read as read_checkpoint
+from deepinterest.serving.checkpoint import refuse_misfit
 from deepinterest.training import calibration, loggers, naming, peak, tuning
 from deepinterest.training.callbacks import Curves, Throughput
 from deepinterest.training.checkpoints import state_of, take_best
@@ -119,7 +120,7 @@ def _look_at_model(
     device = device_of(config.trainer)
     if config.task is Task.tune:
         return tuning.run(lambda: _model(config, store, resolved).to(device), data, config.tune, folder, console)
-    trained = _load(Path(str(config.checkpoint)), _model(config, store, resolved)).to(device)
+    trained = _load(Path(str(config.checkpoint)), lambda: _model(config, store, resolved)).to(device)
     if config.task is Task.probe:
         with console.status("Probing"):
             found = probing.run(trained, data, folder, config.seed)
@@ -146,11 +147,12 @@ def _train_and_test(
     """task=train, from the start or from where a run stopped, and task=test."""
     store, training = data.store, config.task is Task.train
     log.info("%s on %s, seed %d, in %s", config.model.name, config.data.name, config.seed, folder)
-    model = _model(config, store, resolved)
     start = start_of(config)
     identity = None
-    if start is not None:
-        _load(start, model)
+    if start is None:
+        model = _model(config, store, resolved)
+    else:
+        model = _load(start, lambda: _model(config, store, resolved))
         model.calibration = None  # that was learned after training
         identity = state_of(start)["logger"]
         take_best(start, folder)
@@ -173,7 +175,7 @@ def _train_and_test(
                 trainer.fit(model, datamodule=data, ckpt_path=start, weights_only=True)
 
         checkpoint = folder / "best.ckpt" if training else Path(str(config.checkpoint))
-        best = _load(checkpoint, _model(config, store, resolved))
+        best = _load(checkpoint, lambda: _model(config, store, resolved))
         trainer.validate(best, datamodule=data, verbose=False)
         if training and config.calibration is not CalibrationName.none:
             _calibrate(best, config.calibration, checkpoint, trainer.is_global_zero)
@@ -246,9 +248,15 @@ def _model(config: ExperimentConfig, store: Store, settings: dict[str, Any] | No
     )
 
 
-def _load(path: Path, model: ClickModel) -> ClickModel:
+def _load(path: Path, build: Callable[[], ClickModel]) -> ClickModel:
     """The model with the weights of a checkpoint; raises UserError where they are not this data set's and model's."""
     read = read_checkpoint(path)
+    refuse_misfit(
+        read,
+        build,
+        remedy="Give the model.* and quirks.* settings it was trained with (reference=true sets them all).",
+    )
+    model = build()
     if read.vocabulary_hash is None:
         log.warning("%s doesn't say which vocabulary it was trained with; make sure that it is this data set's.", path)
     elif read.vocabulary_hash != model.vocabulary_hash:
@@ -256,13 +264,7 @@ def _load(path: Path, model: ClickModel) -> ClickModel:
             f"checkpoint={path} was trained with another vocabulary ({read.vocabulary_hash}) than this data set's "
             f"({model.vocabulary_hash}); give the data.* and protocol.* settings it was trained with."
         )
-    try:
-        model.load_state_dict(read.weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"checkpoint={path} holds another model than the config describes; give the model.* and quirks.* settings "
-            f"it was trained with (reference=true sets them all). {str(error).splitlines()[-1].strip()}"
-        ) from error
+    model.load_state_dict(read.weights)
     model.calibration = read.calibration
     return model
 

@@ -7,16 +7,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from deepinterest.config import ExperimentConfig, Task
+from deepinterest.config import HOST, ExperimentConfig, Task
 from deepinterest.errors import UserError
 from deepinterest.serving.checkpoint import read
 from deepinterest.training.checkpoints import state_of
 
-# What a run may be given anew when it goes on: how long and where it runs, and what is told of it.
+# What a run may be given anew when it goes on, beside `config.HOST`: how long it runs, and what is told of it.
 FREE = (
-    "task", "resume", "checkpoint", "output", "paths", "logger", "sweep", "calibration", "evaluation", "embedding",
-    "trainer.max_epochs", "trainer.max_steps", "trainer.patience", "trainer.threads", "trainer.progress",
-    "trainer.prefetch", "trainer.checkpoint_minutes", "debug.checks",
+    "task", "resume", "checkpoint", "output", "sweep", "calibration", "evaluation", "embedding",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.patience", "trainer.checkpoint_minutes", "debug.checks",
 )  # fmt: skip
 
 
@@ -25,6 +24,11 @@ def start_of(config: ExperimentConfig) -> Path | None:
     if config.task is not Task.train:
         return None
     if config.resume is None:
+        if config.checkpoint and Path(config.checkpoint).is_dir():
+            raise UserError(
+                f"checkpoint={config.checkpoint} is a folder: name a checkpoint in it, or go on there by "
+                f"resume={config.checkpoint}"
+            )
         return Path(config.checkpoint) if config.checkpoint else None
     folder = Path(config.resume)
     if not folder.is_dir():
@@ -40,6 +44,8 @@ def start_of(config: ExperimentConfig) -> Path | None:
 def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> dict[str, Any]:
     """Plain settings of a run that goes on: those of its checkpoint, but for what may change.
 
+    What only the user says (`config.HOST`) is that of the command line, or the default.
+
     Args:
         settings: the composed config.
         overrides: the command line's, such as "trainer.max_epochs=4".
@@ -52,11 +58,14 @@ def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> di
         raise UserError(f"{start} is no checkpoint of a training run")
     state_of(start)  # says so where there is nothing to go on from
     now, then = OmegaConf.create(settings), OmegaConf.create(trained)
+    for key in HOST:
+        if OmegaConf.select(now, key) is not None:
+            OmegaConf.update(then, key, OmegaConf.select(now, key), merge=False, force_add=True)
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key.startswith("hydra") or "@" in key or OmegaConf.select(now, key) is None:
             continue
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE):
+        if not any(key == free or key.startswith(f"{free}.") for free in (*FREE, *HOST)):
             before, wanted = OmegaConf.select(then, key), OmegaConf.select(now, key)
             if before != wanted:
                 raise UserError(
@@ -68,7 +77,7 @@ def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> di
             OmegaConf.update(then, key, OmegaConf.select(now, key), merge=False, force_add=True)
     plain = OmegaConf.to_container(then)
     assert isinstance(plain, dict)
-    paths = {**settings["paths"], **{key: value for key, value in plain["paths"].items() if key != "run"}}
+    paths = dict(settings["paths"])
     if settings["resume"] is not None:
         paths["run"] = str(Path(settings["resume"]).resolve())
     own = {key: settings[key] for key in ("task", "resume", "checkpoint")}

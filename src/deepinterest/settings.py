@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepinterest.config import SCHEMAS, ExperimentConfig
 from deepinterest.errors import UserError, nearest, sentence
+from deepinterest.plain import EXPRESSION, leaves
 from deepinterest.ranges import check
 
 
@@ -89,17 +90,23 @@ def restored(settings: dict[str, Any]) -> ExperimentConfig:
             name = settings[group]["name"] if len(schemas) > 1 else group
             OmegaConf.update(base, group, OmegaConf.structured(schemas[name]))
         merged = OmegaConf.merge(base, settings)
-    except (KeyError, TypeError, OmegaConfBaseException) as error:
-        raise UserError(sentence(error) or f"{error} is missing or unknown") from error
-    assert isinstance(merged, DictConfig)
-    return typed(merged)
+        assert isinstance(merged, DictConfig)
+        return typed(merged)
+    except KeyError as error:
+        raise UserError(f"{error} is missing or unknown") from error
+    except (TypeError, ValueError, OverflowError, OmegaConfBaseException) as error:
+        raise UserError(sentence(error) or f"a setting is of the wrong kind ({error})") from error
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The composed settings as plain values: what a logger and a checkpoint keep."""
     values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "sweep"}
+    plain = {str(key): value for key, value in values.items() if key != "sweep"}
+    for name, value in leaves(plain, "the command line"):
+        if EXPRESSION in str(value):  # a checkpoint with it would be refused
+            raise UserError(f"{name}={value} holds {EXPRESSION}, which is kept for expressions: use another name")
+    return plain
 
 
 def _check_keys(config: DictConfig, path: str) -> None:

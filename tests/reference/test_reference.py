@@ -317,7 +317,7 @@ def click_model(model: str, arrays: Arrays) -> ClickModel:
 def test_a_run_loads_imported_weights(model: str, tmp_path: Path) -> None:
     arrays = random_weights(model)
     import_weights(save(tmp_path / "w.npz", arrays), model, tmp_path / "w.ckpt")
-    loaded = experiment._load(tmp_path / "w.ckpt", click_model(model, arrays))
+    loaded = experiment._load(tmp_path / "w.ckpt", lambda: click_model(model, arrays))
     own = names.exported(model, {name: p.detach() for name, p in loaded.network.named_parameters()})
     assert all(np.array_equal(own[name], arrays[name]) for name in arrays)
 

@@ -15,6 +15,7 @@ from deepinterest.compare.groups import Block, Group
 from deepinterest.compare.runs import Run
 from deepinterest.compare.scoring import GRID, Findings
 from deepinterest.compare.tables import PARTS, part_aucs
+from deepinterest.plain import visible
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; darker where they would be faint on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#333333", "#8c564b", "#7f7f7f", "#6a3d9a")
@@ -223,7 +224,8 @@ def _rows(groups: list[Group]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(SIZE[0], 1.0 + 0.34 * len(groups)), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    names = [g.label if len(g.label) <= MOST_NAMES else g.label[: MOST_NAMES - 1] + "…" for g in groups]
+    labels = [visible(group.label) for group in groups]
+    names = [label if len(label) <= MOST_NAMES else label[: MOST_NAMES - 1] + "…" for label in labels]
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(5))

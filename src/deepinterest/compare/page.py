@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from html import escape
+import html
 
 from deepinterest.compare import figures
 from deepinterest.compare.groups import Block
 from deepinterest.compare.scoring import Findings
 from deepinterest.compare.tables import Cells, main_table, part_tables, remarks
+from deepinterest.plain import visible
 
 STYLE = """
 :root { color-scheme: light; }
@@ -49,6 +50,11 @@ img { width: 100%; max-width: 28rem; height: auto; display: block; }
   td.words { min-width: 9rem; }
 }
 """
+
+
+def escape(text: str) -> str:
+    """A text that HTML shows as it is, also within an attribute; control characters as `\\x1b`."""
+    return html.escape(visible(text), quote=True)
 
 
 def page(parts: list[tuple[Block, Findings]], apart: list[str]) -> str:
@@ -102,7 +108,7 @@ def _chip(number: int) -> str:
 
 
 def _alt(title: str, block: Block) -> str:
-    return escape(f"{title} of {'; '.join(group.label for group in block.groups)}", quote=True)
+    return escape(f"{title} of {'; '.join(group.label for group in block.groups)}")
 
 
 def _table(cells: Cells, chips: dict[str, str]) -> str:
@@ -112,7 +118,7 @@ def _table(cells: Cells, chips: dict[str, str]) -> str:
         for label, *texts in cells.rows
     )
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(cells.title, quote=True)}">\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(cells.title)}">\n'
         f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
     )
 

@@ -6,7 +6,6 @@ A run folder holds `metrics.json` (flat numbers), `data_card.json` and `config.y
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
 
 from deepinterest.errors import UserError
+from deepinterest.plain import line, read_json, read_yaml, refuse_expressions
 
 # Settings that may differ between the runs of one group: they change where and when a run ran, not what it is.
 CIRCUMSTANCES = (
@@ -24,6 +23,7 @@ CIRCUMSTANCES = (
     *(f"trainer.{name}" for name in ("accelerator", "devices", "threads", "kernel", "progress")),
 )
 MACHINE = ("trainer.accelerator", "trainer.devices", "trainer.threads", "trainer.kernel")  # what seconds depend on
+MOST_OF_CURVES = 10_000_000  # names, steps and values of curves.json
 ROW = ("user", "item", "label")  # what makes a row of predictions
 
 
@@ -91,14 +91,11 @@ def unfinished(folders: Iterable[str | Path]) -> list[Path]:
 
 def read(folder: Path) -> Run:
     """One run folder; raises UserError for a file that is missing or can't be read."""
-    metrics, card = _json(folder / "metrics.json"), _json(folder / "data_card.json")
+    metrics, card = read_json(folder / "metrics.json"), read_json(folder / "data_card.json")
     path = folder / "config.yaml"
-    try:
-        settings = dict(_flatten(OmegaConf.to_container(OmegaConf.load(path), resolve=False)))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; a run folder needs it.") from None
-    except Exception as error:  # yaml and OmegaConf raise many kinds
-        raise UserError(f"{path} can't be read as YAML: {line(error)}.") from error
+    values = read_yaml(path)
+    refuse_expressions(values, str(path))
+    settings = dict(_flatten(values))
     for name in ("model.name", "seed", "data.name"):
         if name not in settings:
             raise UserError(f"{path} has no {name}; it needs the resolved config of the run.")
@@ -115,7 +112,7 @@ def read(folder: Path) -> Run:
         metrics={name: _number(folder / "metrics.json", name, value) for name, value in metrics.items()},
         card=card,
         curves=_curves(folder / "curves.json"),
-        environment=_json(folder / "environment.json", optional=True),
+        environment=_optional(folder / "environment.json"),
         seed=seed,
         written=(folder / "metrics.json").stat().st_mtime,
     )
@@ -141,37 +138,25 @@ def predictions(run: Run) -> pl.DataFrame | None:
     return frame.sort(ROW)
 
 
-def line(error: Exception) -> str:
-    """An error's text without line breaks and full stop."""
-    return " ".join(str(error).split()).rstrip(".")
-
-
-def _json(path: Path, optional: bool = False) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if optional:
-            return {}
-        raise UserError(f"{path} is missing; a run folder needs it.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as JSON: {line(error)}.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object of names and values.")
-    return value
+def _optional(path: Path, most: int | None = None) -> dict[str, Any]:
+    return read_json(path, most) if path.exists() else {}
 
 
 def _number(path: Path, name: str, value: Any) -> float:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise UserError(f"{path} holds {value!r} for {name}; it needs a number.")
-    return float("nan") if value is None else float(value)
+    try:
+        return float("nan") if value is None else float(value)
+    except OverflowError:
+        raise UserError(f"{path} holds a number of {len(str(value))} digits for {name}.") from None
 
 
 def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     curves = {}
-    for name, points in _json(path, optional=True).items():
+    for name, points in _optional(path, MOST_OF_CURVES).items():
         try:
             curves[name] = [(int(step), float(value)) for step, value in points]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(f"{path} holds no list of [step, value] for {name}.") from None
     return curves
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deepinterest.compare.groups import Block
-from deepinterest.compare.runs import ROW, Run, line, predictions
+from deepinterest.compare.runs import ROW, Run, predictions
 from deepinterest.errors import UserError
+from deepinterest.plain import line
 from deepinterest.training import scores
 
 ENOUGH_SEEDS = 3  # with fewer, a difference is told and not judged
 BINS = 5  # of history length and of popularity
 GRID = np.linspace(0, 1, 201)  # false positive rates of a ROC curve
 PER_DRAW = 20  # draws of the seeds' part for each draw of users: they cost nothing
+MOST_KEPT = 25_000_000  # weights of users that are kept between runs: 200 MB
 TOLERANCE = 1e-4  # between the AUC of metrics.json and that of predictions.parquet
 
 
@@ -201,9 +204,22 @@ def _draw(frame: pl.DataFrame, resamples: int) -> NDArray[np.float64]:
     user = frame["user"].rank("dense").to_numpy().astype(np.int64) - 1
     users = int(user.max()) + 1
     weighted = scores.WeightedAuc(user, frame["label"].to_numpy(), frame["probability"].to_numpy())
+    return np.array([weighted(np.ones(users, dtype=np.int64)), *map(weighted, _weights(users, resamples))])
+
+
+def _weights(users: int, resamples: int) -> Iterable[NDArray[np.int64]]:
+    """How often each user is drawn [users], for each draw; kept for the next run, which has the same users."""
+    return _kept_weights(users, resamples) if users * resamples <= MOST_KEPT else _drawn_weights(users, resamples)
+
+
+@lru_cache(maxsize=1)
+def _kept_weights(users: int, resamples: int) -> list[NDArray[np.int64]]:
+    return list(_drawn_weights(users, resamples))
+
+
+def _drawn_weights(users: int, resamples: int) -> Iterator[NDArray[np.int64]]:
     rng = np.random.default_rng(0)
-    weights = (np.bincount(rng.integers(0, users, users), minlength=users) for _ in range(resamples))
-    return np.array([weighted(np.ones(users, dtype=np.int64)), *map(weighted, weights)])
+    return (np.bincount(rng.integers(0, users, users), minlength=users) for _ in range(resamples))
 
 
 def _hits(label: NDArray[np.int64], probability: NDArray[np.floating]) -> NDArray[np.float64]:

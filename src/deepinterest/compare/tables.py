@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from deepinterest.compare.groups import OF_THE_HISTORY, Block, Group
 from deepinterest.compare.runs import Run
 from deepinterest.compare.scoring import Findings
+from deepinterest.plain import visible
 
 QUALITY = {"AUC": "test/auc", "GAUC": "test/gauc", "logloss": "test/logloss", "ECE": "test/ece"}
 COST = {
@@ -154,11 +155,11 @@ def _probes(runs: list[Run]) -> str:
 
 def markdown(parts: list[tuple[Block, Findings]], apart: list[str]) -> str:
     """All of it as one Markdown text."""
-    lines = [*apart, ""] if apart else []
+    lines = [*map(_plain, apart), ""] if apart else []
     for block, findings in parts:
-        lines += [f"### {block.title}", "", *_markdown(main_table(block, findings)), ""]
+        lines += [f"### {_plain(block.title)}", "", *_markdown(main_table(block, findings)), ""]
         for remark in remarks(block, findings):
-            lines += [remark, ""]
+            lines += [_plain(remark), ""]
         for cells in part_tables(block, findings):
             lines += [f"**{cells.title}**", "", *_markdown(cells), ""]
     return "\n".join(lines).rstrip("\n") + "\n"
@@ -166,9 +167,21 @@ def markdown(parts: list[tuple[Block, Findings]], apart: list[str]) -> str:
 
 def _markdown(cells: Cells) -> list[str]:
     def row(texts: list[str]) -> str:
-        return "| " + " | ".join(text.replace("|", r"\|") for text in texts) + " |"
+        return "| " + " | ".join(_plain(text).replace("|", r"\|") for text in texts) + " |"
 
     return [row(cells.head), "|---|" + "---:|" * (len(cells.head) - 1), *map(row, cells.rows)]
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is: names of runs and settings hold whatever their files say."""
+    for sign, shown in {"&": "&amp;", "<": "&lt;", ">": "&gt;", "](": r"]\(", "`": r"\`"}.items():
+        text = text.replace(sign, shown)
+    return visible(text)
+
+
+def escape(text: str) -> str:
+    """A text that the terminal shows as it is."""
+    return escape_markup(visible(text))
 
 
 def show(console: Console, parts: list[tuple[Block, Findings]], apart: list[str]) -> None:

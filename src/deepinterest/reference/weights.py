@@ -14,11 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from deepinterest.errors import UserError
+from deepinterest.plain import read_yaml, refuse_expressions
 from deepinterest.reference import names
+from deepinterest.serving import checkpoint as checkpoints
 
 # What a TensorFlow checkpoint holds besides the trainables.
 NOT_TRAINED = {"Adam", "Adam_1", "beta1_power", "beta2_power", "global_step", "moving_mean", "moving_variance"}
@@ -98,17 +99,10 @@ def export_weights(checkpoint: Path, out: Path, model: str | None = None) -> Non
         model: our name or the published one; without it the checkpoint's, or that of the `config.yaml` beside it.
     Raises: UserError where the published graph has no place for a weight, and as `import_weights` does.
     """
-    if not checkpoint.is_file():
-        raise UserError(f"{checkpoint} is not a file.")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        weights: dict[str, Tensor] = {k.removeprefix("network."): v for k, v in state["state_dict"].items()}
-    except Exception as error:  # bytes that are no pickle raise nearly anything
-        raise UserError(
-            f"{checkpoint} can't be read as a checkpoint of this program ({type(error).__name__})."
-        ) from error
+    found = checkpoints.read(checkpoint)
+    weights = {name.removeprefix("network."): weight for name, weight in found.weights.items()}
     settings = _settings(checkpoint)
-    model = model or state.get("model") or settings.get("name")
+    model = model or found.model or settings.get("name")
     if model is None:
         raise UserError(f"{checkpoint} doesn't say which model it holds: name it, --model dien.")
     model = names.ours(model)
@@ -128,11 +122,12 @@ def _settings(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint.parent / "config.yaml"
     if not path.is_file():
         return {}
-    try:
-        settings: Any = OmegaConf.to_container(OmegaConf.load(path))
-        return dict(settings["model"])
-    except Exception as error:  # yaml and OmegaConf raise many kinds
-        raise UserError(f"{path}, the settings of the checkpoint beside it, can't be read.") from error
+    settings = read_yaml(path)
+    refuse_expressions(settings, str(path))
+    model = settings.get("model") if isinstance(settings, dict) else None
+    if not isinstance(model, dict):
+        raise UserError(f"{path}, the settings of the checkpoint beside it, say nothing of the model.")
+    return model
 
 
 def _check_published(weights: dict[str, Tensor], model: str, checkpoint: Path) -> None:

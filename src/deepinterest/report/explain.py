@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from deepinterest.compare.figures import as_svg
-from deepinterest.compare.page import STYLE
+from deepinterest.compare.page import STYLE, escape
 from deepinterest.config import ExplainConfig
 from deepinterest.data.batch import Batch
 from deepinterest.data.datamodule import InteractionData
@@ -275,7 +274,7 @@ def draw(found: Explained, events: int) -> Figure:
     bars = None if found.weights is None else (found.events[-events:], found.weights[:, -events:])
     hidden = len(found.events) - events
     return plots.evolution(
-        title=f"row {found.row}, user {found.user}: {len(found.events)} events",
+        title=f"row {found.row}, user {plots.short(found.user)}: {len(found.events)} events",
         legend=[describe(item) for item in found.items],
         bars=bars,
         hidden=max(0, hidden),

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from deepinterest.plain import visible
 from deepinterest.training import scores
 
 BLUE, GREY, RED = "#2f6db3", "#9aa3ad", "#c8553d"
@@ -321,5 +322,6 @@ def _plain(axes: Axes) -> None:
 
 
 def short(name: str) -> str:
-    """A name cut to what a plot has room for."""
+    """A name on one line, cut to what a plot has room for."""
+    name = visible(name)
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"

@@ -26,6 +26,7 @@ from deepinterest.serving.checkpoint import Checkpoint
 from deepinterest.serving.vocabulary import Known
 from deepinterest.training.calibration import Calibration
 from deepinterest.training.losses import probability
+from deepinterest.training.scores import refuse_numbers
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +81,15 @@ class Model:
         )
         if config.quirks.first_user_for_unknown and known.users is not None:
             features = features.without_unknown_user()
-        network = models.build(features, config.model, config.quirks)
         part = "network."
-        weights = {name.removeprefix(part): value for name, value in read.weights.items() if name.startswith(part)}
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(
-                f"checkpoint={read.path} holds another model than its settings describe. "
-                f"{str(error).splitlines()[-1].strip()}"
-            ) from error
+
+        def build() -> Network:
+            return models.build(features, config.model, config.quirks)
+
+        checkpoint.refuse_misfit(read, build, part)
+        network = build()
+        weights = {name: weight for name, weight in read.weights.items() if name.startswith(part)}
+        network.load_state_dict({name.removeprefix(part): weight for name, weight in weights.items()})
         quirks = [name for name in BATCH_QUIRKS if getattr(config.quirks, name)]
         if quirks:
             log.warning(
@@ -208,8 +208,10 @@ class Model:
     @torch.inference_mode()
     def _score(self, batch: Batch) -> np.ndarray:
         logit = self.network(batch.to(self.device)).logit
-        answer: np.ndarray = probability(logit, self.config.quirks, self.network.epsilon).cpu().numpy()
-        return answer if self.calibration is None else self.calibration(answer)
+        answer: np.ndarray = probability(logit, self.config.quirks, self.network.epsilon).float().cpu().numpy()
+        answer = answer if self.calibration is None else self.calibration(answer)
+        refuse_numbers(answer)
+        return answer
 
 
 def _series(values: Sequence[Any], called: str) -> pl.Series:

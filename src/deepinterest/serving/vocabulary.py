@@ -23,6 +23,7 @@ from deepinterest.data.store import Store
 from deepinterest.data.vocabulary import Buckets, Vocabulary
 from deepinterest.data.vocabulary import load as load_vocabulary
 from deepinterest.errors import UserError
+from deepinterest.plain import read_json
 
 FOLDER, MANIFEST = "vocabulary", "vocabulary.json"
 
@@ -109,22 +110,23 @@ def read(run: Path) -> Known:
             f"{run} has no {FOLDER}/{MANIFEST}, which says what the model's numbers mean: take a checkpoint from the "
             "folder of its run, and copy that folder as a whole."
         )
+    manifest = read_json(folder / MANIFEST)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
         for name, digest in manifest["files"].items():
             if _digest(folder / name) != digest:
                 raise UserError(f"{folder / name} isn't the file that the run wrote: copy the run's folder again.")
-        items, catalogue = _columns(folder / "items.parquet")
+        sizes = manifest["sizes"]
+        items, catalogue = _columns(folder / "items.parquet", sizes["items"])
         users, user_catalogue = None, np.zeros((1, 1), dtype=np.int32)
         if "users.parquet" in manifest["files"]:
-            users, user_catalogue = _columns(folder / "users.parquet")
+            users, user_catalogue = _columns(folder / "users.parquet", sizes["users"])
         return Known(
             Lookup(items),
             catalogue,
-            manifest["sizes"]["items"],
+            sizes["items"],
             None if users is None else Lookup(users),
             user_catalogue,
-            manifest["sizes"]["users"],
+            sizes["users"],
             {name: load_vocabulary(folder / vocabulary_file(name)) for name in manifest["context"]},
             manifest["vocabulary_hash"],
         )
@@ -140,10 +142,20 @@ def _table(raw: pl.Series, ids: np.ndarray) -> pl.DataFrame:
     return pl.DataFrame({"raw": raw, **columns})
 
 
-def _columns(path: Path) -> tuple[pl.Series, np.ndarray]:
+def _columns(path: Path, sizes: list[int]) -> tuple[pl.Series, np.ndarray]:
+    """Raw values (n,), and the ids (n+1, F) of each, the unknown's first; ValueError where `sizes` (F,) don't fit."""
     frame = pl.read_parquet(path, glob=False)
-    ids = frame.drop("raw").to_numpy().astype(np.int32)
-    return frame["raw"], np.concatenate([np.zeros((1, ids.shape[1]), dtype=np.int32), ids])
+    if frame["raw"].null_count():
+        raise ValueError(f"{path.name} has no raw value in row {1 + int(frame['raw'].is_null().arg_max() or 0)}")
+    ids = frame.drop("raw")
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes) or len(sizes) != ids.width:
+        raise ValueError(f"the sizes {sizes} aren't those of {ids.width} features")
+    for column, size in zip(ids.get_columns(), sizes, strict=True):
+        wrong = column.is_null() | ~column.is_between(0, size - 1) if column.dtype.is_integer() else None
+        if wrong is None or wrong.any():
+            what = column.dtype if wrong is None else column.filter(wrong)[0]
+            raise ValueError(f"{path.name} holds {what} as {column.name}: ids are whole numbers from 0 to {size - 1}")
+    return frame["raw"], np.concatenate([np.zeros((1, len(sizes)), dtype=np.int32), ids.to_numpy().astype(np.int32)])
 
 
 def _digest(path: Path) -> str:

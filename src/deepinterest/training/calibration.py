@@ -59,7 +59,13 @@ class Calibration:
             rows, columns = SIZES[name]
         except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"the calibration can't be read ({type(error).__name__}: {error})") from error
-        fits = parameters.ndim == 2 and parameters.shape[0] == rows and columns in (None, parameters.shape[1])
+        if name is CalibrationName.isotonic and parameters.ndim == 2 and parameters.shape[0] == rows:
+            x, values = parameters
+            sound = len(x) > 0 and (np.diff(x) > 0).all() and (np.diff(values) >= 0).all()
+            sound = sound and 0 <= values[0] <= values[-1] <= 1
+        else:
+            sound = parameters.size > 0 and parameters.flat[0] > 0
+        fits = sound and parameters.ndim == 2 and parameters.shape[0] == rows and columns in (None, parameters.shape[1])
         if not fits or not np.isfinite(parameters).all():
             raise ValueError(f"the calibration {name.name} has wrong numbers, of shape {parameters.shape}")
         return cls(name, parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import threading
@@ -16,11 +17,13 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from deepinterest.errors import Interrupted, UserError
 from deepinterest.training.divergence import diverged, finite
 
 ASK_EVERY = 50  # steps between two times that several processes agree on whether to save
+IDENTITY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a run's id in Weights & Biases
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -200,11 +203,18 @@ def state_of(path: Path) -> dict[str, Any]:
     """What `Checkpoints` keeps in a checkpoint; raises UserError where the file is none to go on from."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
-        return state[Checkpoints.__qualname__]
+        own: dict[str, Any] = state[Checkpoints.__qualname__]
+        best, random, logger = own["best"], own["random"], own["logger"]
+        if not (best is None or isinstance(best, float)) or not all(isinstance(r, Tensor) for r in random.values()):
+            raise ValueError(f"its best score is {best}")
+        if logger is not None and not IDENTITY.fullmatch(logger):
+            raise ValueError(f"its run's id is {logger!r}")
     except Exception as error:  # bytes that are no pickle raise nearly anything
         raise UserError(
-            f"{path} can't be gone on from ({type(error).__name__}): name a last.ckpt or best.ckpt of a training run"
+            f"{path} can't be gone on from ({type(error).__name__}: {str(error)[:200]}): name a last.ckpt or best.ckpt "
+            "of a training run"
         ) from error
+    return own
 
 
 def take_best(start: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from deepinterest.config import EvaluationConfig
 from deepinterest.training.scores import (
     Gauc,
+    NotFiniteError,
     accuracy,
     auc,
     calibration_error,
@@ -22,6 +23,7 @@ from deepinterest.training.scores import (
     gauc,
     logloss,
     published_auc,
+    refuse_numbers,
 )
 
 __all__ = [
@@ -35,10 +37,6 @@ __all__ = [
     "gauc",
     "logloss",
 ]
-
-
-class NotFiniteError(ValueError):
-    """Scores that are nan or infinite."""
 
 
 DTYPES = {"user": torch.int64, "label": torch.float32, "probability": torch.float32}
@@ -81,9 +79,7 @@ class ClickMetrics(Metric):
         Raises NotFiniteError where a probability is none.
         """
         user, label, probability = self._rows()
-        if not np.isfinite(probability).all():
-            wrong = np.count_nonzero(~np.isfinite(probability))
-            raise NotFiniteError(f"{wrong:,} of {len(probability):,} scores are no numbers")
+        refuse_numbers(probability)
         values = evaluate(user, label, probability, self.config)
         return values | {"published_auc": published_auc(label, probability)} if self.published else values
 

@@ -22,6 +22,7 @@ from deepinterest.training.exchange import Exchange
 from deepinterest.training.losses import probability, total_loss
 from deepinterest.training.metrics import ClickMetrics, NotFiniteError
 from deepinterest.training.optimizers import DeferredAdam
+from deepinterest.training.scores import refuse_numbers
 
 LOG_EVERY = 50  # steps between two points of the training curves; logging costs as much as a small step
 
@@ -60,8 +61,10 @@ class ClickModel(L.LightningModule):
         self.scores: dict[str, float] = {}  # the latest, as computed: Lightning rounds what is logged to float32
 
     def forward(self, batch: Batch) -> Tensor:
-        """Probability of a touch (B,), calibrated where the model has a calibration."""
-        return self._calibrated(self._uncalibrated(batch))
+        """Probability of a touch (B,), calibrated where there is a calibration; UserError where one isn't finite."""
+        probability = self._calibrated(self._uncalibrated(batch))
+        refuse_numbers(probability.detach().float().cpu().numpy())
+        return probability
 
     def _uncalibrated(self, batch: Batch) -> Tensor:
         return probability(self.network(batch).logit, self.quirks, self.network.epsilon)
@@ -123,7 +126,9 @@ class ClickModel(L.LightningModule):
         try:
             values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         except NotFiniteError as error:
-            raise diverged(f"{error} in the validation", self) from error
+            if self.trainer.state.fn != TrainerFn.FITTING:
+                raise
+            raise diverged(f"{error.found} in the validation", self) from error
         self.scores |= values
         for name, value in values.items():
             self.log(name, value, prog_bar=name == "val/auc")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
 
 from deepinterest.config import ExperimentConfig
+from deepinterest.errors import UserError
+from deepinterest.plain import read_yaml
 
 # Settings that tell nothing of what a run is: not in its name. The first three are there in other words.
 UNNAMED = ("model", "data", "seed", "task", "checkpoint", "resume", "output", "experiment", "trainer")
@@ -32,7 +33,7 @@ def run_name(config: ExperimentConfig, start: Path | None = None) -> str:
     given, sweep = _command(start)
     if sweep is not None:
         whole = sweep / "multirun.yaml"  # the sweep's command
-        common = set(OmegaConf.load(whole).hydra.overrides.task) if whole.is_file() else set()
+        common = set(_began(whole)[0]) if whole.is_file() else set()
         given = [override for override in given if override not in common]
     for override in given:
         key, _, value = override.lstrip("+~").partition("=")
@@ -71,9 +72,21 @@ def _command(start: Path | None) -> tuple[list[str], Path | None]:
     """
     began = None if start is None else start.parent / ".hydra" / "hydra.yaml"
     if began is not None and began.is_file():
-        then = OmegaConf.load(began).hydra
-        return list(then.overrides.task), began.parents[2] if then.mode == RunMode.MULTIRUN.name else None
+        words, mode = _began(began)
+        return words, began.parents[2] if mode == RunMode.MULTIRUN.name else None
     if not HydraConfig.initialized():
         return [], None
     hydra = HydraConfig.get()
     return list(hydra.overrides.task), Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+
+
+def _began(path: Path) -> tuple[list[str], str]:
+    """The overrides and the mode that a file of Hydra's tells, as they were written; UserError where it doesn't."""
+    try:
+        hydra = read_yaml(path)["hydra"]
+        words, mode = hydra["overrides"]["task"], hydra["mode"]
+    except (AttributeError, KeyError, TypeError):
+        words, mode = None, None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{path} doesn't say which overrides the run was started with: take it from the run's folder.")
+    return words, str(mode)
