@@ -33,7 +33,7 @@ from deepinterest.serving.checkpoint import read as read_checkpoint
 from deepinterest.serving.checkpoint import refuse_misfit
 from deepinterest.training import calibration, loggers, naming, peak, tuning
 from deepinterest.training.callbacks import Curves, Throughput
-from deepinterest.training.checkpoints import state_of, take_best
+from deepinterest.training.checkpoints import Checkpoints, state_of, take_best
 from deepinterest.training.lost import LostProcess
 from deepinterest.training.memory import keep_freed_memory
 from deepinterest.training.module import ClickModel
@@ -171,7 +171,8 @@ def _train_and_test(
             if trainer.is_global_zero:
                 context = config.data.columns.context_features if store.context_sizes else []
                 vocabulary.write(folder, store, model.network.users is not None, context)
-            with compiled(model, config.trainer.compile):
+            (saving,) = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints))
+            with compiled(model, config.trainer.compile), saving.taking_over(start):
                 trainer.fit(model, datamodule=data, ckpt_path=start, weights_only=True)
 
         checkpoint = folder / "best.ckpt" if training else Path(str(config.checkpoint))

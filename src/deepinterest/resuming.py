@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from deepinterest.config import HOST, ExperimentConfig, Task
+from deepinterest.config import HOST, SETTINGS_OF_A_MODEL, ExperimentConfig, Task
 from deepinterest.errors import UserError
 from deepinterest.serving.checkpoint import read
 from deepinterest.training.checkpoints import state_of
@@ -57,6 +57,7 @@ def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> di
     if trained.get("task") != "train":
         raise UserError(f"{start} is no checkpoint of a training run")
     state_of(start)  # says so where there is nothing to go on from
+    _refuse_mixture(start, trained)
     now, then = OmegaConf.create(settings), OmegaConf.create(trained)
     for key in HOST:
         if OmegaConf.select(now, key) is not None:
@@ -82,3 +83,17 @@ def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> di
         paths["run"] = str(Path(settings["resume"]).resolve())
     own = {key: settings[key] for key in ("task", "resume", "checkpoint")}
     return {**settings, **{str(key): value for key, value in plain.items()}, **own, "paths": paths}
+
+
+def _refuse_mixture(start: Path, trained: dict[str, Any]) -> None:
+    """Raise a UserError where the best checkpoint beside `start` is another run's: the two would become one result."""
+    best = start.with_name("best.ckpt")
+    if best.name == start.name or not best.is_file():
+        return
+    theirs = read(best).settings or {}
+    for key in ("seed", "optimizer", *SETTINGS_OF_A_MODEL):
+        if theirs.get(key) != trained.get(key):
+            raise UserError(
+                f"{start} and the best.ckpt beside it are of two runs: they differ in {key}. Put back what belongs "
+                "there, or start the run again"
+            )

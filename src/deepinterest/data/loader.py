@@ -91,6 +91,8 @@ class BatchLoader:
                 f"The run was saved with {state['batches']:,} batches an epoch, here are {len(self):,}: "
                 f"go on with as many processes as it had (here {self.world}), each with the same trainer.batch_size."
             )
+        if not (type(state["epoch"]) is type(state["position"]) is int) or not 0 <= state["position"] <= len(self):
+            raise ValueError(f"The place in the data is {state}, of {len(self):,} batches.")
         self.epoch, self.position = state["epoch"], state["position"]
 
     def __iter__(self) -> Iterator[Batch]:

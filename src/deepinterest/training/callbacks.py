@@ -27,7 +27,9 @@ class Curves(Callback):
         return {name: [list(point) for point in points] for name, points in self.points.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.points = {name: [(point[0], point[1]) for point in points] for name, points in state_dict.items()}
+        self.points = {
+            name: [(int(step), float(value)) for step, value in points] for name, points in state_dict.items()
+        }
 
     def _keep(self, trainer: L.Trainer, prefix: str) -> None:
         for name, value in trainer.callback_metrics.items():
@@ -59,7 +61,8 @@ class Throughput(Callback):
         return {"rows": self.rows, "seconds": self.so_far, "before": self.before + time.perf_counter() - self._begin}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.seconds, self.before = (state_dict[name] for name in ("rows", "seconds", "before"))
+        self.rows = int(state_dict["rows"])
+        self.seconds, self.before = float(state_dict["seconds"]), float(state_dict["before"])
         self._told = self.rows, self.seconds
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -9,6 +9,8 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +150,30 @@ class Checkpoints(Checkpoint):
         self.best = state_dict["best"] if (self.folder / "best.ckpt").is_file() else None
         self._random = state_dict["random"]
 
+    @contextmanager
+    def taking_over(self, start: Path | None) -> Iterator[None]:
+        """Around `fit` from the checkpoint `start`: a state that can't be taken over becomes a sentence."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of whatever reads a part of the state
+            if start is None or self._saved:
+                raise
+            raise UserError(
+                f"{start} can't be gone on from ({type(error).__name__}: {str(error).strip()[:300]}): what it holds of "
+                "training isn't this run's. Take another checkpoint of it, or start the run again"
+            ) from error
+
     # ---------------------------------------------------------------------------------------------------------- signals
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._saved = time.monotonic()
         if self._random:
             torch.set_rng_state(self._random["cpu"].cpu())
             if "cuda" in self._random and torch.cuda.is_available():
                 torch.cuda.set_rng_state(self._random["cuda"].cpu())
             self._random = {}
+        self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 

@@ -49,7 +49,7 @@ class Checks(Callback):
         return {"auc": list(self.auc), "loss": list(self.loss)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.auc, self.loss = list(state_dict["auc"]), list(state_dict["loss"])
+        self.auc, self.loss = ([float(value) for value in state_dict[name]] for name in ("auc", "loss"))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.global_step == 0:

@@ -22,6 +22,7 @@ from deepinterest.training.exchange import Exchange
 from deepinterest.training.losses import probability, total_loss
 from deepinterest.training.metrics import ClickMetrics, NotFiniteError
 from deepinterest.training.optimizers import DeferredAdam
+from deepinterest.training.saved_state import check_progress
 from deepinterest.training.scores import refuse_numbers
 
 LOG_EVERY = 50  # steps between two points of the training curves; logging costs as much as a small step
@@ -165,4 +166,6 @@ class ClickModel(L.LightningModule):
         sharded.gather(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "loops" in checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
+            check_progress(checkpoint, self.optimizer_config.lr_decay)
         sharded.scatter(checkpoint, self)

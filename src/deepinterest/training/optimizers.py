@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deepinterest.training.exchange import Exchange
 from deepinterest.training.missed_steps import MissedSteps
+from deepinterest.training.saved_state import check_optimizer
 
 FLUSH_ROWS = 1 << 16  # bounds the temporaries of a flush
 
@@ -177,7 +178,8 @@ class DeferredAdam(torch.optim.Adam):
         return {**packed, "state": states, "missed": missed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, the watched tables as well."""
+        """Restore what `state_dict` gave, the watched tables as well; ValueError for what doesn't fit."""
+        check_optimizer(state_dict, self.param_groups, self._groups, self.form)
         super().load_state_dict(state_dict)
         for index, table in enumerate(self._parameters()):
             if table in self._groups:
