@@ -114,3 +114,13 @@ def logged_run(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
         experiment.run(config, resolved)
     (logged,) = (folder / "wandb").glob("offline-run-*")
     return LoggedRun(folder / "run", logged, resolved, leet(logged))
+
+
+@pytest.fixture(scope="session")
+def trained(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of DNN; copy what is to be changed. Its cache is beside it."""
+    from deepinterest import experiment
+
+    folder = tmp_path_factory.mktemp("trained")
+    experiment.run(*settings("dnn", folder, "calibration=isotonic"))
+    return folder / "run"

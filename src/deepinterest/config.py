@@ -652,3 +652,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "trainer": {"trainer": TrainerConfig},
     "logger": {"logger": LoggerConfig},
 }
+
+
+def of_host(key: str) -> bool:
+    """Whether a setting, or the group that it names, is one of `HOST`."""
+    return any(key == name or key.startswith(f"{name}.") for name in HOST)

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from deepinterest.config import HOST, SETTINGS_OF_A_MODEL, ExperimentConfig, Task
+from deepinterest.config import HOST, SETTINGS_OF_A_MODEL, ExperimentConfig, Task, of_host
 from deepinterest.errors import UserError
 from deepinterest.serving.checkpoint import read
 from deepinterest.training.checkpoints import state_of
@@ -66,7 +66,7 @@ def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> di
         key = override.partition("=")[0].lstrip("+~")
         if key.startswith("hydra") or "@" in key or OmegaConf.select(now, key) is None:
             continue
-        if not any(key == free or key.startswith(f"{free}.") for free in (*FREE, *HOST)):
+        if not of_host(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
             before, wanted = OmegaConf.select(then, key), OmegaConf.select(now, key)
             if before != wanted:
                 raise UserError(

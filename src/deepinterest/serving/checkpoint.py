@@ -121,7 +121,7 @@ def _parts(path: Path) -> Checkpoint:
 
 def _reason(error: Exception) -> str:
     """Why torch didn't read it; a pickle that asks for a function is told with its name."""
-    wanted = re.search(r"[Gg]lobal:? (?:GLOBAL )?([\w.]+)", str(error))
+    wanted = re.search(r"GLOBAL (\w[\w.]*\w)", str(error))
     if wanted:
         return f"it wants to run {wanted[1]}, which no checkpoint does: don't load this file elsewhere either"
     return type(error).__name__

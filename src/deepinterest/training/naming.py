@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from deepinterest.config import ExperimentConfig
+from deepinterest.config import ExperimentConfig, of_host
 from deepinterest.errors import UserError
 from deepinterest.plain import read_yaml
 
@@ -56,6 +57,13 @@ def group_of(config: ExperimentConfig, start: Path | None = None) -> str:
 def tags_of(config: ExperimentConfig) -> list[str]:
     """What runs are filtered by: model, data and protocol, then `logger.tags`; each once."""
     return list(dict.fromkeys([config.model.name, config.data.name, config.protocol.name, *config.logger.tags]))
+
+
+def going_on(folder: Path) -> str:
+    """The command that goes on with a run in `folder`, with what of this one's its checkpoint doesn't say."""
+    given, _ = _command(None)
+    words = [word for word in given if of_host(word.lstrip("+~").partition("=")[0])]
+    return shlex.join(["python", "run.py", f"resume={folder}", *words])
 
 
 def in_sweep() -> bool:

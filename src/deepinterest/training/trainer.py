@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -44,7 +43,7 @@ def make_trainer(
             folder,
             monitor,
             config.checkpoint_minutes and 60 * config.checkpoint_minutes,
-            f"python run.py resume={shlex.quote(str(folder))}",
+            naming.going_on(folder),
             logger.version if isinstance(logger, WandbLogger) and not getattr(rank_zero_only, "rank", 0) else None,
         ),
     ]
