@@ -234,7 +234,7 @@ def test_scores_that_are_no_numbers(good: dict[str, Any], folder: Path, settings
             state["state_dict"][name] = torch.full_like(tensor, 3e38)
     state.pop("calibration")
     torch.save(state, folder / "best.ckpt")
-    with pytest.raises(UserError, match=r"2 of 2 scores aren't finite"):
+    with pytest.raises(UserError, match=r"2 of 2 scores are no numbers"):
         load(folder).score([1, 2], [3, 4])
     cache = f"paths.cache={trained.parent / 'cache'}"
     pl.DataFrame({"item": [3, 4], "history": [[1], [2]]}).write_parquet(folder / "new.parquet")
@@ -244,7 +244,7 @@ def test_scores_that_are_no_numbers(good: dict[str, Any], folder: Path, settings
     }  # fmt: skip
     for task, more in tasks.items():
         words = (f"task={task}", f"checkpoint={folder / 'best.ckpt'}", cache, *more)
-        with pytest.raises(UserError, match="scores aren't finite"):
+        with pytest.raises(UserError, match="scores are no numbers"):
             experiment.run(*settings("dnn", folder.parent / task, *words))
     assert not (folder / "out.parquet").exists()
 
