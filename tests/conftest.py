@@ -5,9 +5,11 @@ from __future__ import annotations
 import deepinterest  # noqa: F401 isort: skip - before torch is imported: how its threads wait
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from deepinterest.config import ExperimentConfig
+from deepinterest.report import run_folder
 from deepinterest.settings import register, resolved, typed
 
+DRAW = run_folder.figures
 CONF = Path(__file__).parents[1] / "conf"
 SMALL = (
     "protocol=leave_last_out", "trainer=cpu",
@@ -62,6 +66,35 @@ def settings(small: Callable[..., list[str]]) -> Settings:
         return typed(config), resolved(config)
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_once() -> None:
+    """Processes that tests start by "forkserver" have the package imported already."""
+    multiprocessing.set_forkserver_preload(["deepinterest.experiment", "deepinterest.kernels.cpu"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_figures() -> Iterator[None]:
+    """Drawing takes longer than a small run: runs draw nothing but where a test, or what it shares, is `drawn`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "figures", lambda *_: {})
+        yield
+
+
+@contextmanager
+def drawn() -> Iterator[None]:
+    """Runs in here draw their figures, as users' runs do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "figures", DRAW)
+        yield
+
+
+@pytest.fixture
+def figures() -> Iterator[None]:
+    """For a test whose runs draw their figures."""
+    with drawn():
+        yield
 
 
 @pytest.fixture
@@ -111,7 +144,8 @@ def logged_run(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
         for name in ("WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID", "WANDB_MODE", "WANDB_PROJECT"):
             patch.delenv(name, raising=False)
         patch.setattr(loggers, "SYSTEM_SECONDS", 0.3)  # else so short a run has one look at the machine
-        experiment.run(config, resolved)
+        with drawn():
+            experiment.run(config, resolved)
     (logged,) = (folder / "wandb").glob("offline-run-*")
     return LoggedRun(folder / "run", logged, resolved, leet(logged))
 

@@ -124,6 +124,7 @@ def test_one_label_left_is_refused() -> None:
 # --------------------------------------------------------------------------------------------------------- the profiles
 
 
+@pytest.mark.usefixtures("figures")
 def test_fast_does_everything_in_a_few_steps(go: Callable[..., Any]) -> None:
     folder, metrics = go("dien", "debug=fast", "trainer.batch_size=16")
     assert metrics["steps"] == 6

@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 import torch
 
+from conftest import drawn
 from deepinterest import experiment, kernels
 from deepinterest.config import KernelName
 from deepinterest.data import store
@@ -65,7 +66,8 @@ def go(settings: Callable[..., Any], cache: Path) -> Callable[..., Run]:
 
 @pytest.fixture(scope="module")
 def trained(go: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    return {model: go(model, tmp_path_factory.mktemp(model)) for model in ("dnn", "din", "dien")}
+    with drawn():
+        return {model: go(model, tmp_path_factory.mktemp(model)) for model in ("dnn", "din", "dien")}
 
 
 def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -142,6 +144,7 @@ def test_seed_decides(go: Callable[..., Run], trained: dict[str, Run], model: st
     assert other.predictions.drop("probability").equals(again.predictions.drop("probability"))
 
 
+@pytest.mark.usefixtures("figures")
 @pytest.mark.parametrize("model", ["wide_deep", "pnn", "gru_attention", "aigru", "agru", "augru"])
 def test_every_other_network_runs(go: Callable[..., Run], model: str, tmp_path: Path) -> None:
     run = go(model, tmp_path)
@@ -298,6 +301,7 @@ def test_output_that_cannot_be_written(go: Callable[..., Run], tmp_path: Path) -
         go("dnn", tmp_path, f"paths.cache={tmp_path / 'file' / 'cache'}")
 
 
+@pytest.mark.usefixtures("figures")
 @pytest.mark.parametrize("name", [".metrics.json", ".predictions.parquet", "best.ckpt", "roc.png"])
 def test_full_disk(go: Callable[..., Run], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
@@ -382,6 +386,7 @@ def test_tensorboard_log(go: Callable[..., Run], tmp_path: Path) -> None:
     assert list((run.folder / "tensorboard").glob("events*"))
 
 
+@pytest.mark.usefixtures("figures")
 def test_wandb_log(go: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)

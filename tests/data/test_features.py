@@ -270,6 +270,7 @@ def test_brand_is_no_category(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert (tmp_path / "layout" / "item-info").read_text().splitlines()[0].split("\t")[1:] == ["default_cat"]
 
 
+@pytest.mark.usefixtures("figures")
 @pytest.mark.parametrize(("model", "protocol"), [("dien", "temporal"), ("din", "labelled")])
 def test_a_whole_run(model: str, protocol: str, settings: Callable[..., Any], tmp_path: Path) -> None:
     """By settings alone; the predictions are the test rows, in order."""

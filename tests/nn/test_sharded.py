@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -329,7 +328,6 @@ def processes(world: int, folder: Path, *tasks: Callable[..., Any]) -> list[dict
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
-    multiprocessing.set_forkserver_preload([__name__])  # one import for all of them
     mp.start_processes(work, (world, port, folder, list(tasks)), nprocs=world, start_method="forkserver")
     return [torch.load(folder / f"{world}_{rank}.pt", weights_only=True) for rank in range(world)]
 

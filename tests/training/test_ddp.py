@@ -276,7 +276,7 @@ def followed(settings: dict[str, Any], patch: pytest.MonkeyPatch) -> dict[str, A
     """A run's metrics, the losses of its steps, and its tables at the end of training."""
     seen: dict[str, Any] = {"losses": []}
     patch.setattr(module, "LOG_EVERY", 1)
-    patch.setattr(run_folder, "figures", lambda *_: {})  # they take longer than the run
+    patch.setattr(run_folder, "figures", lambda *_: {})  # in each process: they take longer than the run
     logged, ended = ClickModel.log_dict, ClickModel.on_train_end
 
     def log_dict(self: ClickModel, values: dict[str, Any], **options: Any) -> None:
@@ -306,7 +306,7 @@ def processes(world: int, folder: Path, jobs: list[tuple[str, dict[str, Any]]]) 
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
-    mp.spawn(work, (world, port, folder, jobs), nprocs=world)
+    mp.start_processes(work, (world, port, folder, jobs), nprocs=world, start_method="forkserver")
     return [torch.load(folder / f"{world}_{rank}.pt", weights_only=True) for rank in range(world)]
 
 
