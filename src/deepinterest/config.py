@@ -53,8 +53,17 @@ class KernelName(Enum):
 
 
 class Ties(Enum):
+    """In which order a user's events at one time are taken (`data.ties`)."""
+
     random = "random"  # a seeded random order: a file's own order can give the answer away
     file = "file"  # the order of the file, as in the published code
+
+
+class HistoryTies(Enum):
+    """Which of a user's events at the target's own time are its history (`protocol.ties`)."""
+
+    strict = "strict"  # none of them: a history ends before its target's time
+    order = "order"  # those before the target in the order of `data.ties`: a history ends before its target's place
 
 
 class GaucWeights(Enum):
@@ -125,7 +134,7 @@ class DataConfig:
     limit_users: int | None = ranged(None, low=1)  # keep a seeded sample of so many users
     min_item_count: int = ranged(1, low=1)  # items with fewer training events share the unknown id 0
     core: int = ranged(1, low=1)  # keep users and items with at least so many events each, iterated: 5 for a 5-core
-    ties: Ties = Ties.random  # order of a user's events at one time
+    ties: Ties = Ties.random  # order of a user's events at one time; whether they are history: protocol.ties
     buckets: int = ranged(20, low=2, high=10_000)  # of a quantity: equally many training events fall into each
     # of plots over time, and of times that say none: those of an event file, and the limits of data=taobao
     timezone: str = "UTC"
@@ -309,6 +318,7 @@ class ProtocolConfig:
 
     name: str = MISSING
     max_history: int = ranged(50, low=1)  # events; the most recent ones are kept
+    ties: HistoryTies = HistoryTies.strict  # data=completejourney, which completes baskets, makes it `order`
     targets_per_user: TargetsPerUser = field(default_factory=TargetsPerUser)
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
 
@@ -339,6 +349,7 @@ class LastEventConfig(ProtocolConfig):
     name: str = "last_event"
     train_targets: int = ranged(1, low=1)  # of each training user, its last ones; the published code takes one
     max_history: int = ranged(100, low=1)
+    ties: HistoryTies = HistoryTies.order  # as published; of data=reference the files fix the histories
     negatives: NegativesConfig = field(default_factory=lambda: NegativesConfig(exclude=Exclude.positive))
     test_share: float = ranged(0.1, above=0, high=0.9)  # of the users
     validation_share: float = ranged(0.05, above=0, high=0.9)  # of the users that are left
@@ -348,7 +359,8 @@ class LastEventConfig(ProtocolConfig):
 class LabelledConfig(ProtocolConfig):
     """Your own impressions with labels of 0 and 1, cut in global time; no negatives are drawn.
 
-    A row's history is what its user touched strictly before it. `targets_per_user` limits the rows of a user.
+    A row's history is what its user touched strictly before it: `ties` can't be `order`, as a click among what was
+    shown at one time would give away that the rest wasn't clicked. `targets_per_user` limits the rows of a user.
     """
 
     name: str = "labelled"

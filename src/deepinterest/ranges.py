@@ -12,6 +12,7 @@ from deepinterest.config import (
     Engine,
     EventFileConfig,
     ExperimentConfig,
+    HistoryTies,
     LabelledConfig,
     LoggerConfig,
     NegativesConfig,
@@ -40,6 +41,11 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(
             "protocol.negatives is not possible with protocol=labelled, where impressions with label 0 are the "
             "negatives: leave it out"
+        )
+    if isinstance(protocol, LabelledConfig) and protocol.ties is HistoryTies.order:
+        raise UserError(
+            "protocol.ties=order is not possible with protocol=labelled: a click among the impressions of one time would "
+            "give away that the others weren't clicked. Set protocol.ties=strict"
         )
     if isinstance(config.data, EventFileConfig) and config.data.engine is Engine.ray and config.data.partitions == 1:
         raise UserError(

@@ -15,6 +15,7 @@ from deepinterest.data.negatives import NegativeSampler
 from deepinterest.data.protocols import (
     SPLITS,
     events_after,
+    has_history,
     hold_out,
     refuse_empty,
     sample_per_user,
@@ -56,7 +57,7 @@ def draw(log: Log, protocol: ProtocolConfig, seed: int, stage: Callable[[str], o
     for number, name in enumerate(SPLITS):
         rng = np.random.default_rng([seed, 5, number])
         negatives = sampler.draw(rng, cut.targets[name], protocol.negatives.per_positive)
-        samples[name] = Samples.of_targets(log, cut.targets[name], negatives)
+        samples[name] = Samples.of_targets(log, cut.targets[name], negatives, protocol.ties)
     return Labelled(cut.seen, samples, cut.dropped)
 
 
@@ -90,7 +91,7 @@ def impressions(log: Log, items: pl.Series, frame: pl.DataFrame, protocol: Label
             before = len(rows)
             rows = sample_per_user(user[rows], rows, most, np.random.default_rng([seed, 2, number]))
             if len(rows) < before:
-                result.dropped[f"{name} rows beyond targets_per_user"] = before - len(rows)
+                result.dropped[f"{name}, beyond targets_per_user"] = before - len(rows)
         refuse_empty(name, len(rows), log, protocol)
         _refuse_one_class(name, label[rows])
         starts = np.ones(len(rows), dtype=bool)
@@ -148,12 +149,12 @@ def published(
 def _earlier(log: Log, rows: Samples, seen: np.ndarray, protocol: LastEventConfig, seed: int) -> Samples:
     """The training users' targets before those of `rows`, each at the place of its user's first row."""
     users, first = np.unique(rows.user, return_index=True)
-    wanted = seen & (events_after(log) < protocol.train_targets) & (log.position >= 1)
+    wanted = seen & (events_after(log) < protocol.train_targets) & has_history(log, protocol.ties)
     wanted[rows.history_end] = False
     targets = np.flatnonzero(wanted)
     rng = np.random.default_rng([seed, 5, SPLITS.index("train")])
     negatives = NegativeSampler(log, seen, protocol.negatives).draw(rng, targets, protocol.negatives.per_positive)
-    samples = Samples.of_targets(log, targets, negatives)
+    samples = Samples.of_targets(log, targets, negatives, protocol.ties)
     samples.position = rows.position[first[np.searchsorted(users, samples.user)]]
     return samples
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from deepinterest.config import HistoryTies
 from deepinterest.data.events import LABEL, Events, plain
 
 
@@ -67,6 +68,12 @@ class Log:
         number = np.cumsum(first)
         number -= 1
         return number
+
+    def history_end(self, events: np.ndarray, ties: HistoryTies) -> np.ndarray:
+        """(n,) events -> the event before which the history of each ends, itself excluded: int64."""
+        if ties is HistoryTies.order:
+            return events
+        return np.searchsorted(self.basket, self.basket[events])
 
     @property
     def position(self) -> np.ndarray:

@@ -33,7 +33,7 @@ from deepinterest.errors import UserError
 
 STAGES = ("reading events", "splitting", "drawing negatives", "building vocabularies", "probing", "writing")
 SAMPLE_ARRAYS = ("user", "history_end", "candidate_offsets", "candidates", "label", "position")
-ROW_ARRAYS = ("time", "context")  # of impressions only
+OPTIONAL_ARRAYS = ("target", "time", "context")  # the first of targets whose history ends before, others of impressions
 PIECE = 1 << 16  # bytes that are written at once
 CHECKSUMS = "checksums.json"
 CHECKED = 1 << 20  # bytes that are read at once
@@ -111,7 +111,8 @@ def write(
             log.time,
         ),
         "vocabulary_hash": hash_of(held.item_rows, *(v.fingerprint().encode() for v in held.vocabularies.values())),
-        **{f"dropped: {reason}": count for reason, count in {**events.dropped, **result.dropped}.items()},
+        **{f"dropped: {reason}": count for reason, count in events.dropped.items()},
+        **{f"dropped targets: {reason}": count for reason, count in result.dropped.items()},
         **{f"note: {note}": count for note, count in events.notes.items()},
     }
     arrays: dict[str, np.ndarray] = {
@@ -125,7 +126,7 @@ def write(
         **{
             f"{name}_{part}": getattr(s, part)
             for name, s in samples.items()
-            for part in (*SAMPLE_ARRAYS, *ROW_ARRAYS)
+            for part in (*SAMPLE_ARRAYS, *OPTIONAL_ARRAYS)
             if getattr(s, part) is not None
         },
         **{f"probe_{name}": score for name, score in probes.items()},

@@ -1,6 +1,6 @@
 """Protocols: which events are targets of training, validation and test, and which may be learned from.
 
-A target is an event; its history is what its user did before it in the log's order, so it strictly precedes.
+A target is an event; its history is what its user did before its time, or before its place in the log's order.
 Protocols never read files and never look at anything but the log.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deepinterest.config import LabelledConfig, LastEventConfig, LeaveLastOutConfig, ProtocolConfig, TemporalConfig
+from deepinterest.config import HistoryTies, LabelledConfig, LastEventConfig, LeaveLastOutConfig, ProtocolConfig, TemporalConfig
 from deepinterest.data.log import Log
 from deepinterest.errors import UserError
 
@@ -44,25 +44,38 @@ def split(log: Log, config: ProtocolConfig, seed: int) -> Split:
         raise UserError(
             f"protocol.name={config.name} is not a protocol; take temporal, leave_last_out, last_event or labelled."
         )
+    preceded = has_history(log, HistoryTies.order)
     known = np.zeros(log.items, dtype=bool)
     known[log.item[seen]] = True
     result = Split(seen, {})
-    part[log.user_offsets[:-1]] = -1  # a user's first event has no history
+    fit = has_history(log, config.ties)
     for number, name in enumerate(SPLITS):
-        targets = np.flatnonzero(part == number)
+        result.dropped[f"{name}, without a history"] = int(np.count_nonzero((part == number) & ~fit))
+        # Those that lack a history under `strict` alone are drawn, too, and then left out: both rules choose the same.
+        targets = np.flatnonzero((part == number) & preceded)
         if name != "train" and not keep_all:
             unseen = ~known[log.item[targets]]
-            result.dropped[f"{name} targets unseen in training"] = int(unseen.sum())
+            result.dropped[f"{name}, unseen in training"] = int((unseen & fit[targets]).sum())
             targets = targets[~unseen]
-        most = getattr(config.targets_per_user, name)
+        chosen, most = targets[fit[targets]], getattr(config.targets_per_user, name)
         if most is not None and not keep_all:
-            before = len(targets)
-            targets = sample_per_user(log.user[targets], targets, most, np.random.default_rng([seed, 2, number]))
-            if len(targets) < before:
-                result.dropped[f"{name} targets beyond targets_per_user"] = before - len(targets)
+            before = len(chosen)
+            rng = np.random.default_rng([seed, 2, number])
+            chosen = sample_per_user(log.user[targets], targets, most, rng, fit[targets])
+            if len(chosen) < before:
+                result.dropped[f"{name}, beyond targets_per_user"] = before - len(chosen)
+        targets = chosen
         refuse_empty(name, len(targets), log, config)
         result.targets[name] = targets
     return result
+
+
+def has_history(log: Log, ties: HistoryTies) -> np.ndarray:
+    """(E,) bool: whether the history of an event as a target would hold an event."""
+    first = log.user_offsets[log.user]
+    if ties is HistoryTies.order:
+        return first < np.arange(len(log))
+    return log.time[first] < log.time
 
 
 def refuse_empty(name: str, targets: int, log: Log, config: ProtocolConfig) -> None:
@@ -120,16 +133,22 @@ def events_after(log: Log) -> np.ndarray:
     return after
 
 
-def sample_per_user(user: np.ndarray, targets: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """At most so many of each user's targets (n,), ascending; user (n,) says whose they are."""
+def sample_per_user(
+    user: np.ndarray, targets: np.ndarray, most: int, rng: np.random.Generator, fit: np.ndarray | None = None
+) -> np.ndarray:
+    """At most so many of each user's targets (n,), ascending; user (n,) says whose they are, fit (n,) which may be."""
     chosen, begin = [], 0
     while begin < len(user):
         end = len(user)
         if begin + CHUNK < end:
             end = int(np.searchsorted(user, user[begin + CHUNK], side="right"))
         part = user[begin:end]
-        order = np.lexsort((rng.random(len(part)), part))
+        key = rng.random(len(part))
+        if fit is not None:
+            key[~fit[begin:end]] = 1  # after all others
+        order = np.lexsort((key, part))
         first = np.searchsorted(part, part, side="left")  # part[order] is part
-        chosen.append(np.sort(targets[begin + order[np.arange(len(part)) - first < most]]))
+        rows = begin + order[np.arange(len(part)) - first < most]
+        chosen.append(np.sort(targets[rows if fit is None else rows[fit[rows]]]))
         begin = end
     return np.concatenate(chosen) if chosen else targets

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deepinterest.config import HistoryTies
 from deepinterest.data.log import Log
 
 
@@ -13,15 +14,16 @@ from deepinterest.data.log import Log
 class Samples:
     """One split: G groups, each a history with its candidates.
 
-    A row happens at its group's positive, `history_end`; impressions have a time and a context of their own.
+    A row happens at its group's positive; impressions have a time and a context of their own.
     """
 
     user: np.ndarray  # (G,)   int32
-    history_end: np.ndarray  # (G,)   int64: the history ends before this event; without `time` it is the positive
+    history_end: np.ndarray  # (G,)   int64: the history ends before this event
     candidate_offsets: np.ndarray  # (G+1,) int64
     candidates: np.ndarray  # (R,)   int32, catalogue rows
     label: np.ndarray  # (R,)   uint8
     position: np.ndarray  # (G,)   int64: place among the groups that splits are made of
+    target: np.ndarray | None = None  # (G,)   int64: the positive's event; None: it is `history_end`
     time: np.ndarray | None = None  # (R,)   int64, milliseconds, of impressions; None: that of the positive
     context: np.ndarray | None = None  # (R, C) int32, vocabulary ids, of impressions; None: that of the positive
 
@@ -32,13 +34,23 @@ class Samples:
                 raise ValueError(f"{len(values)} values of {name} for {self.rows} rows: take groups by `take`")
 
     @classmethod
-    def of_targets(cls, log: Log, targets: np.ndarray, negatives: np.ndarray) -> Samples:
+    def of_targets(
+        cls, log: Log, targets: np.ndarray, negatives: np.ndarray, ties: HistoryTies = HistoryTies.order
+    ) -> Samples:
         """(G,) target events and their (G, K) negatives; the positive comes first in its group."""
         candidates = np.concatenate([log.item[targets][:, None], negatives], axis=1)
         label = np.zeros(candidates.shape, dtype=np.uint8)
         label[:, 0] = 1
         offsets = np.arange(len(targets) + 1, dtype=np.int64) * candidates.shape[1]
-        return cls(log.user[targets], targets, offsets, candidates.reshape(-1), label.reshape(-1), targets)
+        return cls(
+            log.user[targets],
+            log.history_end(targets, ties),
+            offsets,
+            candidates.reshape(-1),
+            label.reshape(-1),
+            targets,
+            None if ties is HistoryTies.order else targets,
+        )
 
     def __len__(self) -> int:
         return len(self.user)
@@ -47,13 +59,18 @@ class Samples:
     def rows(self) -> int:
         return len(self.candidates)
 
+    @property
+    def positive(self) -> np.ndarray:
+        """(G,) the positive's event; not of impressions."""
+        return self.history_end if self.target is None else self.target
+
     def row_time(self, log: Log, groups: slice = slice(None)) -> np.ndarray:
         """Milliseconds at which each row of consecutive groups (default: all) was asked: int64."""
         begin, end, _ = groups.indices(len(self))
         offsets = self.candidate_offsets[begin : max(begin, end) + 1]
         if self.time is not None:
             return self.time[offsets[0] : offsets[-1]]
-        return np.repeat(log.time[self.history_end[groups]], np.diff(offsets))
+        return np.repeat(log.time[self.positive[groups]], np.diff(offsets))
 
     def take(self, groups: np.ndarray) -> Samples:
         """Only the given groups (n,), in that order."""
@@ -66,6 +83,7 @@ class Samples:
             self.candidates[rows],
             self.label[rows],
             self.position[groups],
+            None if self.target is None else self.target[groups],
             None if self.time is None else self.time[rows],
             None if self.context is None else self.context[rows],
         )
@@ -79,6 +97,7 @@ class Samples:
             history_end=self.history_end[groups],
             candidate_offsets=np.arange(self.rows + 1, dtype=np.int64),
             position=self.position[groups],
+            target=None if self.target is None else self.target[groups],
         )
 
     def merged(self, other: Samples) -> Samples:
@@ -95,6 +114,7 @@ class Samples:
             both("candidates"),
             both("label"),
             both("position"),
+            None if self.target is None and other.target is None else both("positive"),
             None if self.time is None else both("time"),
             None if self.context is None else both("context"),
         )

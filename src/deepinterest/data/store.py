@@ -26,7 +26,7 @@ from platformdirs import user_cache_path
 from deepinterest.config import DataConfig, ProtocolConfig
 from deepinterest.data import sources
 from deepinterest.data.log import Log
-from deepinterest.data.prepare import SAMPLE_ARRAYS, STAGES, damaged, hash_of, vocabulary_file, write
+from deepinterest.data.prepare import OPTIONAL_ARRAYS, SAMPLE_ARRAYS, STAGES, damaged, hash_of, vocabulary_file, write
 from deepinterest.data.protocols import SPLITS
 from deepinterest.data.samples import Samples
 from deepinterest.data.vocabulary import Buckets, Vocabulary
@@ -183,8 +183,7 @@ def load(folder: Path) -> Store:
         samples={
             name: Samples(
                 **{part: array(f"{name}_{part}") for part in SAMPLE_ARRAYS},
-                time=optional(f"{name}_time"),
-                context=optional(f"{name}_context"),
+                **{part: optional(f"{name}_{part}") for part in OPTIONAL_ARRAYS},
             )
             for name in SPLITS
         },
