@@ -156,6 +156,7 @@ class EventColumns:
     timestamp: str = "timestamp"
     category: str | None = None
     label: str | None = None  # 1 for a touch, 0 for an item shown in vain; protocol=labelled takes both
+    history_length: str | None = "history_length"  # task=predict: how many of the user's first events are the history
     user_features: list[str] = field(default_factory=list)  # one value a user, such as [gender,age]
     item_features: list[str] = field(default_factory=list)  # one value an item, such as [brand,price]
     context_features: list[str] = field(default_factory=list)  # of the event itself, such as [hour,device]

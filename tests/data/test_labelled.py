@@ -130,7 +130,7 @@ def test_rows_of_a_user_are_limited_by_a_seeded_sample() -> None:
         assert np.bincount(owner).max() == most
         assert samples.candidates.tolist() == again.samples[name].candidates.tolist()
         assert samples.candidates.tolist() != other.samples[name].candidates.tolist()
-        lost = first.dropped[f"{name} rows beyond targets_per_user"]
+        lost = first.dropped[f"{name}, beyond targets_per_user"]
         assert samples.rows + lost == whole.samples[name].rows
     assert whole.dropped == {}
     assert first.seen.tolist() == whole.seen.tolist()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from deepinterest.config import (
     EventColumns,
     EventFileConfig,
+    HistoryTies,
     LabelledConfig,
     LastEventConfig,
     LeaveLastOutConfig,
@@ -26,17 +27,23 @@ from deepinterest.config import (
 from deepinterest.data import labelled, store
 from deepinterest.data.events import Events
 from deepinterest.data.log import Log
-from deepinterest.data.protocols import SPLITS
+from deepinterest.data.protocols import SPLITS, has_history, split
 from deepinterest.errors import UserError
 
 FEW = TargetsPerUser(train=3, validation=1, test=2)
 PROTOCOLS: list[ProtocolConfig] = [
-    TemporalConfig(targets_per_user=FEW, train_share=0.6, validation_share=0.2),
-    LeaveLastOutConfig(targets_per_user=FEW),
-    LastEventConfig(test_share=0.2, validation_share=0.2),
+    *(
+        made
+        for ties in HistoryTies
+        for made in (
+            TemporalConfig(targets_per_user=FEW, train_share=0.6, validation_share=0.2, ties=ties),
+            LeaveLastOutConfig(targets_per_user=FEW, ties=ties),
+            LastEventConfig(test_share=0.2, validation_share=0.2, ties=ties),
+        )
+    ),
     LabelledConfig(targets_per_user=FEW, train_share=0.6, validation_share=0.2),
 ]
-every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.name)
+every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: f"{p.name}-{p.ties.name}")
 
 
 def random_frame(seed: int) -> pl.DataFrame:
@@ -79,6 +86,7 @@ def test_what_holds_of_every_protocol(protocol: ProtocolConfig, seed: int) -> No
     if case is None:
         return
     log, result, is_labelled = case.log, case.result, isinstance(protocol, LabelledConfig)
+    is_strict = protocol.ties is HistoryTies.strict
     targets: dict[str, set[int]] = {}
     for name, samples in result.samples.items():
         begin = log.user_offsets[samples.user]
@@ -89,18 +97,20 @@ def test_what_holds_of_every_protocol(protocol: ProtocolConfig, seed: int) -> No
         assert (samples.history_end <= log.user_offsets[samples.user + 1]).all()
         for row, of in enumerate(group):
             history = log.time[begin[of] : samples.history_end[of]]
-            assert (history < time[row]).all() if is_labelled else (history <= time[row]).all()
-            if is_labelled:  # and it holds everything before
+            assert (history < time[row]).all() if is_strict else (history <= time[row]).all()
+            if is_strict:  # and it holds everything before
                 later = log.time[samples.history_end[of] : log.user_offsets[samples.user[of] + 1]]
                 assert (later >= time[row]).all()
         if is_labelled:
             targets[name] = set(result.impressions.rows[name].tolist())
             assert len(targets[name]) == samples.rows
         else:
-            targets[name] = set(samples.history_end.tolist())
+            targets[name] = set(samples.positive.tolist())
             positives = samples.candidates[samples.label == 1]
-            assert (positives == log.item[samples.history_end]).all()
-            assert (log.position[samples.history_end] >= 1).all()
+            assert (positives == log.item[samples.positive]).all()
+            assert (samples.history_end > begin).all()
+            if not is_strict:
+                assert (samples.history_end == samples.positive).all()
         if name == "train":  # training learns from what it may learn from only
             for of in range(len(samples)):
                 assert result.seen[begin[of] : samples.history_end[of]].all()
@@ -118,14 +128,29 @@ def test_what_holds_of_every_protocol(protocol: ProtocolConfig, seed: int) -> No
         users = [set(result.samples[name].user.tolist()) for name in SPLITS]
         assert not users[0] & users[1] and not users[0] & users[2] and not users[1] & users[2]
 
-    # Counts add up: every event is a target, or dropped for a reason, or has no history, or comes before a target.
+    # Counts add up: every event is a target, or dropped for a reason, or comes before a target.
     kept, lost = sum(map(len, targets.values())), sum(result.dropped.values())
     if is_labelled:
         assert kept + lost == case.events.frame.height
     elif isinstance(protocol, LastEventConfig):
-        assert kept == (np.diff(log.user_offsets) >= 2).sum() and lost == 0
+        assert kept + lost == (np.diff(log.user_offsets) >= 2).sum() and (is_strict or lost == 0)
     else:
-        assert kept + lost == len(log) - (log.position == 0).sum()
+        assert kept + lost == len(log)
+
+
+def test_both_rules_draw_the_same_targets() -> None:
+    """So that they can be compared: strict leaves out those without an earlier event, and others may take their place."""
+    for seed in range(10):
+        events = Events.build(random_frame(seed).drop("label"), [], "test", seed=seed)
+        log, _, _ = Log.of(events)
+        strict, order = (
+            split(log, LeaveLastOutConfig(targets_per_user=FEW, ties=ties), seed) for ties in HistoryTies
+        )
+        for name in SPLITS:
+            chosen, whole = set(strict.targets[name].tolist()), order.targets[name]
+            fit = has_history(log, HistoryTies.strict)[whole]
+            assert {int(target) for target in whole[fit]} <= chosen and not chosen & set(whole[~fit].tolist())
+            assert len(chosen) <= len(whole)
 
 
 @every_protocol

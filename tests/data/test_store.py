@@ -140,7 +140,7 @@ def test_unseen_item_keeps_its_category(tmp_path: Path) -> None:
     history = np.concatenate([batch.history.numpy() for batch in loaders.test_dataloader()])
     assert {new, newer} <= set(history.tolist())
     assert held.card["categories"] == 3
-    assert held.card["dropped: validation targets unseen in training"] == 2
+    assert held.card["dropped targets: validation, unseen in training"] == 2
 
 
 def test_file_without_categories(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from deepinterest.config import EventColumns, EventFileConfig, ExperimentConfig, TimestampUnit
+from deepinterest.config import EventColumns, EventFileConfig, ExperimentConfig, HistoryTies, TimestampUnit
 from deepinterest.data import store as prepared
 from deepinterest.data import times
 from deepinterest.data.events import refuse_nulls
@@ -82,6 +82,7 @@ class Columns:
     user: str | None
     timestamp: str | None
     history: str | None
+    history_length: str | None
 
     @classmethod
     def of(cls, file: Input, config: EventFileConfig, model: Model) -> Columns:
@@ -90,7 +91,9 @@ class Columns:
         given = some(present)
         if named.item not in present:
             raise no_column(file.path, named.item, "data.columns.item", present, file.text)
-        user, timestamp = (_optional(file, role, getattr(named, role)) for role in ("user", "timestamp"))
+        user, timestamp, length = (
+            _optional(file, role, getattr(named, role)) for role in ("user", "timestamp", "history_length")
+        )
         history = HISTORY if HISTORY in present else None
         if user is None and history is None:
             raise UserError(
@@ -102,9 +105,11 @@ class Columns:
         for name in model.known.context:
             if name not in present:
                 raise UserError(f"{file.path} has no column {name!r}, only {given}; the model reads it: add it.")
-        if history is not None and model.known.users is None:
-            user = None  # nobody reads it
-        return cls(named.item, user, None if history else timestamp, history)
+        if history is not None:
+            return cls(named.item, None if model.known.users is None else user, None, history, None)
+        if length is not None and length not in model.known.context:
+            return cls(named.item, user, None, None, length)
+        return cls(named.item, user, timestamp, None, None)
 
     @property
     def ids(self) -> list[str]:
@@ -112,8 +117,10 @@ class Columns:
         return [name for name in (self.item, self.user, self.history) if name]
 
 
-def _optional(file: Input, role: str, name: str) -> str | None:
+def _optional(file: Input, role: str, name: str | None) -> str | None:
     """The column, or None where it isn't there; one that was named on purpose has to be."""
+    if name is None:
+        return None
     if name not in file.columns and name != getattr(EventColumns, role):
         raise no_column(file.path, name, f"data.columns.{role}", file.columns, file.text)
     return name if name in file.columns else None
@@ -148,14 +155,13 @@ class Histories:
             )
         return cls(store.log, Lookup(store.user_names()))
 
-    def before(self, user: np.ndarray, time: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """First and last event (n,), the last excluded, of users (n,) strictly before `time` (n,), or at any time.
+    def of_users(self, user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and last event (n,), the last excluded, of users (n,).
 
         Users count from 1, as `users.rows` gives them; 0, the unknown one, has no event.
         """
         offsets = np.concatenate([[0], self.log.user_offsets])
-        start, end = offsets[user], offsets[user + 1]
-        return start, end if time is None else first_at_or_after(self.log.time, start, end, time)
+        return offsets[user], offsets[user + 1]
 
 
 def first_at_or_after(times: np.ndarray, start: np.ndarray, end: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -201,10 +207,17 @@ class Scorer:
             )
             if counts[name]
         ]
+        if counts["tied"]:
+            parts.append(
+                f"{counts['tied']:,} rows at the time of an event of their user, none of which is in their history "
+                "(the model's protocol.ties=order: a column history_length can say how many of the events are)"
+            )
         if self.columns.history is not None:
             histories = "each row with its own history"
+        elif self.columns.history_length is not None:
+            histories = f"each row with the first {self.columns.history_length} events of its user"
         elif self.columns.timestamp is not None:
-            histories = "each row with what its user touched before it"
+            histories = "each row with what its user touched before its time"
         else:
             histories = "each row with all that its user touched"
         return ", ".join([f"{counts['scores']:,} scores of {counts['rows']:,} rows, {histories}", *parts])
@@ -281,13 +294,18 @@ class Scorer:
             )  # fmt: skip
             return rows, offsets[:-1], offsets[1:], first["row"].to_numpy().astype(np.int64)
         assert user is not None
-        time = None
-        if self.columns.timestamp is not None:
-            time = self._times(frame[self.columns.timestamp])
         known = self.histories.users.rows(user)
         if self.model.known.users is None:
             self.counts["unknown_users"] += int((known == 0).sum())
-        start, end = self.histories.before(known, time)
+        start, end = self.histories.of_users(known)
+        if self.columns.history_length is not None:
+            end = start + self._lengths(frame[self.columns.history_length], end - start, known > 0)
+        elif self.columns.timestamp is not None:
+            times, time = self.histories.log.time, self._times(frame[self.columns.timestamp])
+            last, end = end, first_at_or_after(self.histories.log.time, start, end, time)
+            if self.model.config.protocol.ties is HistoryTies.order:
+                there = end < last
+                self.counts["tied"] += int((times[end[there]] == time[there]).sum())
         # A history is told by its user and its end.
         key = known * (len(self.histories.log) + 1) + end
         return self.histories.log.item, start, end, np.unique(key, return_inverse=True)[1]
@@ -300,6 +318,20 @@ class Scorer:
             unit = times.unit_of(numbers, self.where, called)
             self.settings = replace(self.settings, timestamp_unit=unit)
         return times.milliseconds(values, self.where, called, self.settings).to_numpy()
+
+    def _lengths(self, values: pl.Series, events: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """(n,) how many events of each row's user are its history; of an unknown user none. `events` (n,) are all."""
+        numbers = [None] * len(values) if values.dtype.is_nested() else values.cast(pl.Float64, strict=False)
+        length = pl.Series(numbers, dtype=pl.Float64).fill_null(-1).to_numpy()
+        wrong = (length != np.floor(length)) | (length < 0) | (known & (length > events))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise UserError(
+                f"{self.file.path}: column {values.name!r} (data.columns.history_length) holds {values[row]!r} in row "
+                f"{row + 1}, whose user has {events[row]:,} events in the log: give the number of those that come "
+                "before the row, or drop the column."
+            )
+        return np.where(known, length, 0).astype(np.int64)
 
     def _column(self, frame: pl.DataFrame, name: str) -> pl.Series:
         values = ids(frame[name], self.where, f"column {name!r}")
