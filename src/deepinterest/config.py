@@ -59,6 +59,13 @@ class Ties(Enum):
     file = "file"  # the order of the file, as in the published code
 
 
+class Repeats(Enum):
+    """What becomes of events that equal another in user, item and time."""
+
+    drop = "drop"  # one is kept: a click where a label is 1 in one and 0 in another
+    keep = "keep"
+
+
 class HistoryTies(Enum):
     """Which of a user's events at the target's own time are its history (`protocol.ties`)."""
 
@@ -191,6 +198,7 @@ class EventFileConfig(DataConfig):
     separator: str | None = None  # a character, tab or semicolon; null: a comma in .csv, a tab in the others
     header: bool = True  # the first line names the columns; without it they are called column_1, column_2, …
     category_missing: str | None = None  # the value that means: category not known
+    repeats: Repeats = Repeats.drop  # of user, item and time; they are counted in either case
     # How a log is prepared that is too large for this machine: docs/scale.md. The result is the same for all of these.
     partitions: int = ranged(1, low=1, high=100_000)  # that users are cut into; one is in memory at a time
     engine: Engine = Engine.local

@@ -26,6 +26,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from deepinterest.config import DebugConfig, ExperimentConfig
+from deepinterest.data.advice import advice
 from deepinterest.data.batch import Batch
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.prepare import hash_of
@@ -45,7 +46,7 @@ def callbacks(config: ExperimentConfig, data: InteractionData, folder: Path, con
     """What watches a run by its settings of `debug`."""
     debug, found = config.debug, list[Callback]()
     if debug.checks and not debug.overfit:
-        found.append(Checks(data.store, len(data.train_dataloader())))
+        found.append(Checks(data.store, len(data.train_dataloader()), advice(data.store.card, config.protocol)))
     if debug.overfit:
         found.append(Overfit(debug.overfit_loss, data.store.samples["train"].rows))
     if debug.profile_steps:

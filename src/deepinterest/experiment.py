@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from deepinterest import debug, kernels, machine, models
 from deepinterest.config import CalibrationName, ExperimentConfig, Tables, Task
+from deepinterest.data.advice import advice
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.layout_export import export
 from deepinterest.data.store import STAGES, Store
@@ -103,6 +104,8 @@ def _look_at_data(
         print(store.folder)
         return {}
     data_card.show(console, store.card)
+    for text in advice(store.card, config.protocol):
+        log.warning("%s", text)
     data_card.write(folder, resolved, store, config.protocol.max_history)
     return _rows(store)
 

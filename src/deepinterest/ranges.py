@@ -44,8 +44,8 @@ def check(config: ExperimentConfig) -> None:
         )
     if isinstance(protocol, LabelledConfig) and protocol.ties is HistoryTies.order:
         raise UserError(
-            "protocol.ties=order is not possible with protocol=labelled: a click among the impressions of one time would "
-            "give away that the others weren't clicked. Set protocol.ties=strict"
+            "protocol.ties=order is not possible with protocol=labelled: a click among the impressions of one time "
+            "would give away that the others weren't clicked. Set protocol.ties=strict"
         )
     if isinstance(config.data, EventFileConfig) and config.data.engine is Engine.ray and config.data.partitions == 1:
         raise UserError(

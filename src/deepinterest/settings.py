@@ -82,6 +82,16 @@ def implied(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Plain settings that an earlier version kept, with what it did before later settings gave a choice."""
+    result, protocol, data = dict(settings), settings.get("protocol"), settings.get("data")
+    if isinstance(protocol, dict):
+        result["protocol"] = {"ties": "strict" if protocol.get("name") == "labelled" else "order", **protocol}
+    if isinstance(data, dict) and data.get("name") == "events":
+        result["data"] = {"repeats": "keep", **data}
+    return result
+
+
 def restored(settings: dict[str, Any]) -> ExperimentConfig:
     """Checked dataclasses of what `resolved` gave: the settings that a checkpoint keeps. Raises UserError."""
     base = OmegaConf.structured(ExperimentConfig)

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from deepinterest.config import Repeats, Ties
 from deepinterest.data import catalogue
 from deepinterest.data.core import keep_core
 from deepinterest.data.events import Events
@@ -149,3 +150,53 @@ def test_vocabulary_types() -> None:
     assert numbers.encode(pl.Series([None, None])).tolist() == [0, 0]
     assert numbers.encode(pl.Series([], dtype=pl.Int64)).tolist() == []
     assert len(Vocabulary.build(pl.Series([], dtype=pl.String))) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- repeats
+
+
+ROWS = [
+    ("u", "a", 1, 0, "x"), ("u", "b", 1, 0, "y"), ("u", "a", 1, 1, "z"), ("u", "a", 2, 0, "x"), ("v", "a", 1, 1, "q"),
+    ("v", "a", 1, 1, "p"), ("u", "b", 1, 0, "w"),
+]  # fmt: skip
+
+
+def repeated(ties: Ties, repeats: Repeats, label: bool, order: list[int] | None = None, seed: int = 0) -> Events:
+    frame = pl.DataFrame(ROWS, ["user", "item", "timestamp", "label", "device"], orient="row")[order or [*range(7)]]
+    return Events.build(
+        frame, [], "test", {"blank lines": 2}, seed, None, ties, repeats,
+        context_features=["device"], label="label" if label else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ties", Ties)
+def test_of_repeats_one_is_kept(ties: Ties) -> None:
+    touches = repeated(ties, Repeats.drop, False)
+    assert touches.dropped == {"blank lines": 2, "repeats of user, item and time": 3}
+    kept = touches.frame.sort("user", "timestamp", "item").rows()
+    assert [row[:3] for row in kept] == [("u", "a", 1), ("u", "b", 1), ("u", "a", 2), ("v", "a", 1)]
+    assert "".join(row[3] for row in kept) == (
+        "xyxq" if ties is Ties.file else "xwxp"
+    )  # first in the file, or by context
+    labelled = repeated(ties, Repeats.drop, True)
+    found = labelled.frame.sort("user", "timestamp", "item").select("item", "label", "device").rows()
+    assert found[0] == ("a", 1, "z")  # the click, not the impression beside it
+    assert [row[1] for row in found] == [1, 0, 0, 1]
+    whole = repeated(ties, Repeats.keep, True)
+    assert whole.frame.height == 7 and whole.notes == {"repeats of user, item and time": 3}
+    assert whole.dropped == {"blank lines": 2}
+
+
+@pytest.mark.parametrize("label", [False, True])
+def test_without_its_repeats_a_log_has_the_order_of_one_that_has_none(label: bool) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        once = repeated(Ties.random, Repeats.drop, label, seed=seed)
+        again = repeated(Ties.random, Repeats.drop, label, rng.permutation(7).tolist(), seed)
+        assert once.frame.equals(again.frame)
+        columns = once.frame.columns
+        bare = Events.build(
+            once.frame.sample(fraction=1, shuffle=True, seed=seed), [], "test", seed=seed, context_features=["device"],
+            label="label" if label else None,
+        )  # fmt: skip
+        assert once.frame.equals(bare.frame.select(columns))

@@ -21,6 +21,7 @@ from deepinterest.config import (
     LeaveLastOutConfig,
     NegativesConfig,
     ProtocolConfig,
+    Repeats,
     TargetsPerUser,
     TemporalConfig,
     Ties,
@@ -54,7 +55,11 @@ def events(folder: Path, files: int = 4, *, text: bool = True, ending: str = "pa
             "label": (rng.random(count) < 0.4).astype(np.int8),
         }
     )
-    frame = pl.concat([frame, frame[:50]])  # the same row twice, mostly in two files
+    # The same row twice, mostly in two files, and the same event with another label, device and hour.
+    other = frame[50:90].with_columns(
+        (pl.lit(1, pl.Int8) - pl.col("label")).alias("label"), pl.col("device").reverse(), pl.col("hour").reverse()
+    )
+    frame = pl.concat([frame, frame[:50], other])
     folder.mkdir(exist_ok=True)
     for number in range(files):
         part = frame.gather_every(files, number)
@@ -104,6 +109,8 @@ PROTOCOLS: dict[str, ProtocolConfig] = {
         ("temporal", {"text": False, "partitions": 100}),  # more than users: some are empty
         ("leave_last_out", {"ending": "csv", "files": 7}),
         ("temporal", {"files": 1}),
+        ("labelled", {"repeats": Repeats.keep, "ties": Ties.file}),
+        ("temporal", {"repeats": Repeats.keep, "limit_users": 30}),
     ],
     ids=str,
 )
@@ -120,6 +127,8 @@ def test_partitions_change_nothing(name: str, change: dict[str, Any], tmp_path: 
     # what makes it hard is there
     card = json.loads((whole / "card.json").read_text())
     assert card["note: items with several values of price"] > 0
+    kept = data.repeats is Repeats.keep or change.get("repeats") is Repeats.keep
+    assert card[f"{'note' if kept else 'dropped'}: repeats of user, item and time"] >= 10
     log = store.load(whole).log
     assert ((np.diff(log.time) == 0) & (np.diff(log.user) == 0)).any()
 
@@ -217,7 +226,7 @@ def test_refusals_name_the_file(tmp_path: Path) -> None:
     for number in range(4):
         file = tmp_path / "log" / f"part-{number}.parquet"
         pl.read_parquet(file).with_columns(label=1).write_parquet(file)
-    assert "label' is 1 in all 2450 rows" in sentence(labelled, tmp_path)
+    assert "label' is 1 in all 2490 rows" in sentence(labelled, tmp_path)
     (tmp_path / "log" / "part-9.parquet").write_bytes(b"")  # an empty part is none
     store.prepare(data, TemporalConfig(), str(tmp_path / "cache"))
     (tmp_path / "empty").mkdir()

@@ -139,13 +139,11 @@ def test_what_holds_of_every_protocol(protocol: ProtocolConfig, seed: int) -> No
 
 
 def test_both_rules_draw_the_same_targets() -> None:
-    """So that they can be compared: strict leaves out those without an earlier event, and others may take their place."""
+    """So that they can be compared; strict leaves out those without an earlier event and draws others instead."""
     for seed in range(10):
         events = Events.build(random_frame(seed).drop("label"), [], "test", seed=seed)
         log, _, _ = Log.of(events)
-        strict, order = (
-            split(log, LeaveLastOutConfig(targets_per_user=FEW, ties=ties), seed) for ties in HistoryTies
-        )
+        strict, order = (split(log, LeaveLastOutConfig(targets_per_user=FEW, ties=ties), seed) for ties in HistoryTies)
         for name in SPLITS:
             chosen, whole = set(strict.targets[name].tolist()), order.targets[name]
             fit = has_history(log, HistoryTies.strict)[whole]

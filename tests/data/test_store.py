@@ -139,7 +139,8 @@ def test_unseen_item_keeps_its_category(tmp_path: Path) -> None:
     assert held.catalogue[newer].tolist() == [0, 0]
     history = np.concatenate([batch.history.numpy() for batch in loaders.test_dataloader()])
     assert {new, newer} <= set(history.tolist())
-    assert held.card["categories"] == 3
+    assert (held.card["categories"], held.card["categories_known"]) == (4, 3)  # "never" is in the log alone
+    assert (held.card["items"], held.card["items_known"]) == (len(names) - 1, int(held.catalogue[:, 0].max()))
     assert held.card["dropped targets: validation, unseen in training"] == 2
 
 
@@ -371,8 +372,8 @@ def test_core_by_hand(tmp_path: Path) -> None:
     held = prepared(EventFileConfig(path=str(path), core=2), LastEventConfig(), tmp_path / "cache")
     kept = list(zip(held.user_names()[held.log.user], (held.item_names()[i] for i in held.log.item), strict=True))
     assert kept == [pair for pair in events if pair[1] in "xw"]
-    counts = {"users": 1, "items": 2, "events": 3}
-    assert {name: held.card[f"dropped: {name} outside the 2-core"] for name in counts} == counts
+    assert held.card["rows_read"] == 9 and held.card["dropped: outside the 2-core"] == 3
+    assert (held.card["note: users outside the 2-core"], held.card["note: items outside the 2-core"]) == (1, 2)
     assert not any("core" in key for key in prepared(SMALL, LastEventConfig(), tmp_path / "cache").card)
     with pytest.raises(UserError, match=r"data\.core=4 leaves no event of clicks\.csv, which has 9"):
         store.prepare(EventFileConfig(path=str(path), core=4), LastEventConfig(), str(tmp_path / "cache"))

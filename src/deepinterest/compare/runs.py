@@ -16,6 +16,7 @@ import polars as pl
 
 from deepinterest.errors import UserError
 from deepinterest.plain import line, read_json, read_yaml, refuse_expressions
+from deepinterest.settings import completed
 
 # Settings that may differ between the runs of one group: they change where and when a run ran, not what it is.
 CIRCUMSTANCES = (
@@ -95,7 +96,7 @@ def read(folder: Path) -> Run:
     path = folder / "config.yaml"
     values = read_yaml(path)
     refuse_expressions(values, str(path))
-    settings = dict(_flatten(values))
+    settings = dict(_flatten(completed(values)))
     for name in ("model.name", "seed", "data.name"):
         if name not in settings:
             raise UserError(f"{path} has no {name}; it needs the resolved config of the run.")

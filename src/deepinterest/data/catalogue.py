@@ -32,6 +32,15 @@ class Catalogue:
         names = {"items": self.items.columns, "users": self.users.columns, "context": self.context_features}
         return {kind: [len(self.vocabularies[name]) for name in held] for kind, held in names.items()}
 
+    def known(self) -> dict[str, int]:
+        """Items and their categories, those of the whole log and those that training knows, for the card."""
+        counts: dict[str, int] = {}
+        for name, title in (("item", "items"), ("category", "categories")):
+            there = name in self.items.columns
+            counts[title] = self.items[name].drop_nulls().n_unique() if there else 0
+            counts[f"{title}_known"] = len(self.vocabularies[name].values) if there else 0
+        return counts
+
     def described(self) -> dict[str, str]:
         """The features and how many values each has, for the card; the category has a line of its own there."""
         names = {"item": self.items.columns[1:], "user": self.users.columns[1:], "context": self.context_features}

@@ -11,7 +11,8 @@ from deepinterest.errors import UserError
 def keep_core(events: Events, core: int) -> Events:
     """Keep users and items with at least `core` events each, again and again until none falls out.
 
-    What fell out is counted in `dropped`. Raises UserError where nothing is left, and where the source fixes its rows.
+    Events that fell out are counted in `dropped`, their users and items in `notes`. Raises UserError where nothing is
+    left, and where the source fixes its rows.
     """
     if core <= 1:
         return events
@@ -34,7 +35,7 @@ def keep_core(events: Events, core: int) -> Events:
             )
     if len(kept) < frame.height:
         for name, codes in (("users", user), ("items", item)):
-            events.dropped[f"{name} outside the {core}-core"] = len(np.unique(codes)) - len(np.unique(codes[kept]))
-        events.dropped[f"events outside the {core}-core"] = frame.height - len(kept)
+            events.notes[f"{name} outside the {core}-core"] = len(np.unique(codes)) - len(np.unique(codes[kept]))
+        events.dropped[f"outside the {core}-core"] = frame.height - len(kept)
         events.frame = frame[kept]
     return events

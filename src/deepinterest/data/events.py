@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import polars as pl
 
-from deepinterest.config import Ties
+from deepinterest.config import Repeats, Ties
 from deepinterest.data.where import Where
 from deepinterest.errors import UserError, some
 
@@ -16,6 +16,8 @@ REQUIRED = ("user", "item", "timestamp")
 LABEL = "label"
 COUNT, KINDS = "__count", "__kinds"  # columns of `value_counts` and `most_frequent`; no feature is called so
 DRAWS = 1 << 16  # random numbers at a time
+NOT_SAMPLED = "of users that data.limit_users leaves out"
+REPEATS = "repeats of user, item and time"
 
 
 def refuse_nulls(values: pl.Series, where: Where, called: str) -> None:
@@ -85,6 +87,7 @@ class Events:
         seed: int = 0,
         limit_users: int | None = None,
         ties: Ties = Ties.random,
+        repeats: Repeats = Repeats.keep,
         *,
         user_features: Sequence[str] = (),
         context_features: Sequence[str] = (),
@@ -95,6 +98,7 @@ class Events:
         Args:
             dropped: rows that the source left out, by reason.
             ties: orders a user's events at one time: at random by `seed`, or as `frame` has them.
+            repeats: of user, item and time are kept, or dropped; a source drops its own where it knows better.
             limit_users: keep a sample of so many users, of those with a positive where there is a label.
             user_features, context_features: columns of `frame`, like item_features; floats for a quantity.
             label: the column (0 and 1, or booleans, no nulls) that tells touches from impressions in vain. With it
@@ -131,21 +135,23 @@ class Events:
                 frame, several = one_value_per(owner, frame, feature)
                 if several:
                     notes[f"{owner}s with several values of {feature}"] = several
+        lost, rows = dict(dropped or {}), frame.height
         if limit_users is not None:
             frame = _limited(frame, limit_users, seed)
+            lost[NOT_SAMPLED] = rows - frame.height
         if ties is Ties.file:
-            frame = frame.sort("user", "timestamp", "__row").select(columns)
-        else:
-            order = shuffled_ties(frame, seed, context_features)
-            unsorted = frame.select(columns).get_columns()
-            del frame
-            frame = pl.DataFrame([unsorted.pop(0).gather(order) for _ in columns])  # so one at a time is there twice
+            frame = frame.sort("__row")
+        order, repeated = in_order(frame, ties, repeats, seed, context_features)
+        (lost if repeats is Repeats.drop else notes)[REPEATS] = repeated
+        unsorted = frame.select(columns).get_columns()
+        del frame
+        frame = pl.DataFrame([unsorted.pop(0).gather(order) for _ in columns])  # so one at a time is there twice
         return cls(
             frame,
             list(item_features),
             name,
-            {k: n for k, n in (dropped or {}).items() if n},
-            notes,
+            {reason: count for reason, count in lost.items() if count},
+            {note: count for note, count in notes.items() if count},
             user_features=list(user_features),
             context_features=list(context_features),
         )
@@ -160,7 +166,13 @@ class Events:
         frame = self.frame.filter(pl.col(LABEL) == 1).drop(LABEL)
         if frame.is_empty():
             raise UserError(f"{self.name}: all {self.frame.height:,} rows have label 0: there is no touch to learn.")
-        return replace(self, frame=frame, dropped={**self.dropped, "label 0": self.frame.height - frame.height})
+        lost = self.frame["user"].n_unique() - frame["user"].n_unique()
+        return replace(
+            self,
+            frame=frame,
+            dropped={**self.dropped, "label 0": self.frame.height - frame.height},
+            notes={**self.notes, **({"users lost, all of whose rows have label 0": lost} if lost else {})},
+        )
 
 
 def _refuse_names(features: list[str], name: str) -> None:
@@ -257,22 +269,30 @@ def sample_users(users: pl.Series, limit: int, seed: int) -> pl.Series | None:
     return users[np.sort(rows)]
 
 
-def shuffled_ties(
-    frame: pl.DataFrame, seed: int, context: Sequence[str], before: tuple[np.ndarray, np.ndarray] | None = None
-) -> np.ndarray:
-    """(E,) uint32 rows by user and time; events of one user at one time get a random order.
+def in_order(
+    frame: pl.DataFrame,
+    ties: Ties,
+    repeats: Repeats,
+    seed: int,
+    context: Sequence[str],
+    before: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, int]:
+    """(E,) uint32 rows by user and time, and how many repeat another in user, item and time.
 
-    A file's own order within a basket can give the answer away (by product id, by price, target last), and the order
-    of items would do the same. The canonical sort first makes the random keys independent of the file's order, and
-    also of the partition: an event's key hangs on its place among all events.
+    Events of one user at one time stay as `frame` has them, or get a random order. A file's own order within a basket
+    can give the answer away (by product id, by price, target last), and the order of items would do the same. The
+    canonical sort first makes the random keys independent of the file's order, and also of the partition: an event's
+    key hangs on its place among all events.
 
     Args:
+        repeats: with `drop` the rows hold one each of those that repeat: of label 1 where labels differ, else the first
+            by context or in the file.
         before: where `frame` is a part of a log that holds whole users, 0 … U'-1: the place in the log's canonical
             order of the first touch of each, and of its first impression in vain, (U',) each. Touches come first.
     """
     labelled = LABEL in frame.columns
     key = _user_and_time(frame)
-    order = np.argsort(key).astype(np.uint32)
+    order = np.argsort(key, kind="stable" if ties is Ties.file else None).astype(np.uint32)
     key = key[order]
     same = key[1:] == key[:-1]
     tied = np.flatnonzero(np.append(same, False) | np.append(False, same))  # only these have an order to choose
@@ -281,12 +301,31 @@ def shuffled_ties(
         frame[name].gather(order[tied]) for name in distinct
     )
     del key, same
-    rows = rows.sort("__key", *distinct)
-    order[tied] = rows["__row"].to_numpy()
+    if ties is Ties.random:
+        rows = rows.sort("__key", *distinct)
+        order[tied] = rows["__row"].to_numpy()
+    first = _first_of_repeats(rows)
+    repeated = len(first) - int(np.count_nonzero(first))
+    if repeated and repeats is Repeats.drop:
+        kept = np.ones(len(order), dtype=bool)
+        kept[tied[~first]] = False
+        order, rows, tied = order[kept], rows.filter(first), (np.cumsum(kept) - 1)[tied[first]]
+    if ties is Ties.file:
+        return order, repeated
     keys = draws_at([seed, 1], _places(frame, order, tied, before))
     rows = rows.with_columns(pl.Series("__random", keys)).sort("__key", "__random")
     order[tied] = rows["__row"].to_numpy()
-    return order
+    return order, repeated
+
+
+def _first_of_repeats(rows: pl.DataFrame) -> np.ndarray:
+    """(n,) bool: the first row of each __key and item, of those with label 1 where one has it."""
+    placed = rows.select("__key", "item", *([LABEL] if LABEL in rows.columns else [])).with_row_index("__at")
+    if LABEL in rows.columns:
+        placed = placed.sort(LABEL, descending=True, maintain_order=True)
+    first = np.zeros(rows.height, dtype=bool)
+    first[placed.unique(["__key", "item"], keep="first")["__at"].to_numpy()] = True
+    return first
 
 
 def _places(

@@ -144,7 +144,9 @@ class BatchLoader:
         if self.redraw is not None:
             negative = np.flatnonzero(label == 0)
             places = Places([self.seed, 4, epoch], np.repeat(groups, count)[negative], rows[negative])
-            candidates[negative] = self.redraw.draw(places, np.repeat(samples.positive[groups], count)[negative], 1)[:, 0]
+            candidates[negative] = self.redraw.draw(places, np.repeat(samples.positive[groups], count)[negative], 1)[
+                :, 0
+            ]
         context = None
         if samples.context is not None:
             context = samples.context[rows]

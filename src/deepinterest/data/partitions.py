@@ -29,19 +29,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from deepinterest.config import Engine, EventFileConfig, Ties
+from deepinterest.config import Engine, EventFileConfig, Repeats, Ties
 from deepinterest.data.events import (
     COUNT,
     KINDS,
     LABEL,
+    NOT_SAMPLED,
+    REPEATS,
     REQUIRED,
     Events,
+    in_order,
     most_frequent,
     one_value_per,
     quantity,
     refuse_one_label,
     sample_users,
-    shuffled_ties,
     value_counts,
 )
 from deepinterest.data.samples import ranges
@@ -91,7 +93,7 @@ def load(config: EventFileConfig, scratch: Path) -> CodedEvents:
 
         count = run("count", _count, [(part, held, types, config, scratch) for part in range(config.partitions)])
         if LABEL in types:
-            ones, rows = (sum(answer[key] for answer in count) for key in ("touches", "events"))
+            ones, rows = (sum(answer[key] for answer in count) for key in ("ones", "rows"))
             refuse_one_label(ones, rows, Path(config.path).name, f"column {LABEL!r}")
         notes: dict[str, int] = {}
         items, several = _items(config, scratch)
@@ -100,7 +102,11 @@ def load(config: EventFileConfig, scratch: Path) -> CodedEvents:
             ("user", columns.user_features, [sum(a["several"][n] for a in count) for n in columns.user_features]),
         ):
             notes |= {f"{owner}s with several values of {n}": s for n, s in zip(features, counts, strict=True) if s}
-        users = _users(config, scratch, LABEL in types)
+        rows = sum(answer["rows"] for answer in count)
+        users = _users(config, scratch)
+        repeated = int((users["__rows"] - users["__distinct"]).sum())
+        dropped = {NOT_SAMPLED: rows - int(users["__rows"].sum())}
+        (dropped if config.repeats is Repeats.drop else notes)[REPEATS] = repeated
 
         run("order", _order, [(part, held, types, config, scratch) for part in range(config.partitions)])
     frame = _together(config, scratch, users)
@@ -108,8 +114,8 @@ def load(config: EventFileConfig, scratch: Path) -> CodedEvents:
         frame,
         event_file.item_features(config),
         Path(config.path).name,
-        {},
-        notes,
+        {reason: lost for reason, lost in dropped.items() if lost},
+        {note: seen for note, seen in notes.items() if seen},
         user_features=list(columns.user_features),
         context_features=list(columns.context_features),
         users=users.select("user", *columns.user_features),
@@ -150,19 +156,30 @@ def _count(part: int, held: list[int], types: dict[str, str], config: EventFileC
     several = {}
     for feature in features:
         frame, several[feature] = one_value_per("user", frame, feature)
-    labelled = LABEL in frame.columns
-    events = pl.len().cast(pl.Int64)
-    touches = pl.col(LABEL).cast(pl.Int64).sum() if labelled else events
-    users = frame.group_by("user").agg(
-        events.alias("__events"), touches.alias("__touches"), *(pl.col(name).first() for name in features)
+    touch = pl.col(LABEL).cast(pl.Int64) if LABEL in frame.columns else pl.lit(1, pl.Int64)
+    number = pl.len().cast(pl.Int64)
+    users = (
+        frame.lazy()
+        .with_columns(touch.alias("__ones"))
+        .group_by("user", "item", "timestamp")
+        .agg(
+            number.alias("__rows"),
+            pl.col("__ones").sum(),
+            pl.col("__ones").max().alias("__touched"),
+            pl.col(features).first(),
+        )
+        .group_by("user")
+        .agg(number.alias("__distinct"), pl.col("__rows", "__ones", "__touched").sum(), pl.col(features).first())
+        .collect()
     )
+    events, touches = ("__distinct", "__touched") if config.repeats is Repeats.drop else ("__rows", "__ones")
+    users = users.with_columns(pl.col(events).alias("__events"), pl.col(touches).alias("__touches"))
     _write(users, scratch / f"users-{part}.parquet")
     _write(frame.select(pl.col("item").unique()), scratch / f"items-{part}.parquet")
     for place, feature in enumerate(event_file.item_features(config)):
         counts = value_counts("item", frame, feature).collect(engine="streaming")
         _write(counts, scratch / f"item-feature-{place}-{part}.parquet")
-    sums = users.select("__events", "__touches").sum().row(0)
-    return {"events": sums[0], "touches": sums[1], "several": several}
+    return {"rows": frame.height, "ones": int(users["__ones"].sum()), "several": several}
 
 
 def _order(part: int, held: list[int], types: dict[str, str], config: EventFileConfig, scratch: Path) -> dict[str, Any]:
@@ -176,10 +193,10 @@ def _order(part: int, held: list[int], types: dict[str, str], config: EventFileC
     frame = frame.select(pl.col("__user").cast(pl.Int64).alias("user"), pl.col("__item").alias("item"), "timestamp",
                          *context, *further)  # fmt: skip
     if config.ties is Ties.file:
-        frame = frame.sort("user", "timestamp", "__file", "__row")
-    elif frame.height:
+        frame = frame.sort("__file", "__row")
+    if frame.height:
         before = (users["__touches_before"].to_numpy(), users["__others_before"].to_numpy())
-        frame = frame.drop("__file")[shuffled_ties(frame, config.seed, context, before)]
+        frame = frame[in_order(frame, config.ties, config.repeats, config.seed, context, before)[0]]
     _write(frame.drop("user", "__file", "__row", strict=False), scratch / f"ordered-{part}.parquet")
     return {}
 
@@ -222,7 +239,7 @@ def _items(config: EventFileConfig, scratch: Path) -> tuple[pl.DataFrame, list[i
     return items, several
 
 
-def _users(config: EventFileConfig, scratch: Path, labelled: bool) -> pl.DataFrame:
+def _users(config: EventFileConfig, scratch: Path) -> pl.DataFrame:
     """The users that are kept, with their events and the place of their first; each partition gets its own."""
     users = pl.concat(
         [

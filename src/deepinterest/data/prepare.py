@@ -36,6 +36,7 @@ SAMPLE_ARRAYS = ("user", "history_end", "candidate_offsets", "candidates", "labe
 OPTIONAL_ARRAYS = ("target", "time", "context")  # the first of targets whose history ends before, others of impressions
 PIECE = 1 << 16  # bytes that are written at once
 CHECKSUMS = "checksums.json"
+CHUNK = 2_000_000  # events at a time
 CHECKED = 1 << 20  # bytes that are read at once
 HASHED_ARRAYS = (*SAMPLE_ARRAYS[:-1], "time")
 
@@ -87,18 +88,24 @@ def write(
         probes["best_reachable"] = _likelihood_ratio(log, pool, samples["test"], items, data)
 
     negatives = protocol.negatives
+    times = events.frame["timestamp"].to_numpy() if events.labelled else log.time
     card = {
         "source": events.name,
         "protocol": protocol.name,
-        "events": len(log),
+        "rows_read": (events.frame.height if events.labelled else len(log)) + sum(events.dropped.values()),
         **({"impressions": events.frame.height} if events.labelled else {}),
+        "events": len(log),
+        "repeat_events": _repeat_events(log),
+        "first_time": _date(times.min()),
+        "last_time": _date(times.max()),
         "users": len(users),
-        "items": len(items),
-        "categories": held.vocabularies["category"].values.len() if category is not None else 0,
+        **held.known(),
         **held.described(),
         **{f"{name}_rows": samples[name].rows for name in SPLITS},
         "positive_rate": float(np.mean(np.concatenate([s.label for s in samples.values()]))),
         **_history_lengths(log, samples["train"], protocol.max_history),
+        "history_ties": protocol.ties.name,
+        "test_same_time_history": _same_time_history(log, samples["test"]),
         "negatives": "those of the published rows"
         if rows
         else "the impressions with label 0"
@@ -212,23 +219,49 @@ def _read(data: DataConfig, protocol: ProtocolConfig, scratch: Path) -> Events:
     if fewest == 1:
         return events
     lengths = events.frame["user"].rle().struct.field("len").to_numpy()  # the frame is sorted by user
-    if lengths.min() >= fewest:
-        events.dropped[f"users with fewer than {fewest} events"] = 0
+    few = lengths < fewest
+    if not few.any():
         return events
-    kept = events.frame.filter(pl.Series(np.repeat(lengths >= fewest, lengths)))
+    kept = events.frame.filter(pl.Series(np.repeat(~few, lengths)))
     if kept.is_empty():
         raise UserError(
             f"No user of {events.name} has {fewest} events or more, which protocol={protocol.name} needs; "
             "check that data.columns.user names the user's column."
         )
-    events.dropped[f"users with fewer than {fewest} events"] = int((lengths < fewest).sum())
+    events.dropped[f"of users with fewer than {fewest} events"] = int(lengths[few].sum())
+    events.notes[f"users with fewer than {fewest} events"] = int(few.sum())
     events.frame = kept
     return events
 
 
 def _history_lengths(log: Log, samples: Samples, most: int) -> dict[str, int]:
     length = np.minimum(samples.history_end - log.user_offsets[samples.user], most)
-    return {f"history_{q}": int(np.quantile(length, q / 100)) for q in (5, 50, 95)}
+    return {f"history_length_quantile_{share}": int(np.quantile(length, share)) for share in (0.05, 0.5, 0.95)}
+
+
+def _same_time_history(log: Log, samples: Samples) -> float:
+    """The share of targets, or of groups of impressions, whose history holds an event at their own time."""
+    time = samples.row_time(log)[samples.candidate_offsets[:-1]]
+    held = samples.history_end > log.user_offsets[samples.user]
+    held[held] = log.time[samples.history_end[held] - 1] == time[held]
+    return round(float(held.mean()), 4)
+
+
+def _repeat_events(log: Log) -> int:
+    """How many events are of an item that their user touched before."""
+    repeats = first = 0
+    while first < len(log):
+        last = len(log)
+        if first + CHUNK < last:  # whole users
+            last = int(log.user_offsets[np.searchsorted(log.user_offsets, first + CHUNK)])
+        pairs = pl.Series(log.user[first:last].astype(np.int64) * log.items + log.item[first:last])
+        repeats += len(pairs) - pairs.n_unique()
+        first = last
+    return repeats
+
+
+def _date(milliseconds: np.integer) -> str:
+    return str(np.datetime64(int(milliseconds), "ms").astype("datetime64[s]")).replace("T", " ") + " UTC"
 
 
 def _likelihood_ratio(

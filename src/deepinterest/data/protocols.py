@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deepinterest.config import HistoryTies, LabelledConfig, LastEventConfig, LeaveLastOutConfig, ProtocolConfig, TemporalConfig
+from deepinterest.config import (
+    HistoryTies,
+    LabelledConfig,
+    LastEventConfig,
+    LeaveLastOutConfig,
+    ProtocolConfig,
+    TemporalConfig,
+)
 from deepinterest.data.log import Log
 from deepinterest.errors import UserError
 

@@ -167,7 +167,7 @@ def load(folder: Path) -> Store:
     def array(name: str) -> np.ndarray:
         return np.load(folder / f"{name}.npy", mmap_mode="r")
 
-    def optional(name: str) -> np.ndarray | None:
+    def optional(name: str) -> Any:
         return array(name) if (folder / f"{name}.npy").is_file() else None
 
     card = json.loads((folder / "card.json").read_text())

@@ -41,7 +41,11 @@ BINS = {
     "century": 36_500 * 86_400 * SECOND,
 }
 COLOURS = dict(zip(SPLITS, (plots.BLUE, plots.GREY, plots.RED), strict=True))
-REASONS = ("dropped", "dropped targets", "note")  # first words of a card's lines about what the data lost and what was mended
+REASONS = (
+    "dropped",
+    "dropped targets",
+    "note",
+)  # first words of a card's lines about what the data lost and what was mended
 
 
 def show(console: Console, card: dict[str, Any]) -> None:

@@ -58,10 +58,10 @@ def probes(store: Store) -> dict[str, float]:
 
 
 def predictions(store: Store, label: np.ndarray, probability: np.ndarray, order: np.ndarray) -> pl.DataFrame:
-    """Raw user and item, label and probability of each test row, in the store's order.
+    """Raw user, item and time (UTC), label and probability of each test row, in the store's order.
 
-    Also what its AUC is broken down by: history_length, the user's events before it, not cut at max_history; and
-    item_popularity, the item's events in training.
+    Also history_length, how many of the user's events are its history, not cut at max_history; and item_popularity, the
+    item's events in training. Its AUC is broken down by these two.
 
     label and probability (R,) come as the processes collected them: of the store's rows order[0], order[1], ….
     """
@@ -76,6 +76,7 @@ def predictions(store: Store, label: np.ndarray, probability: np.ndarray, order:
         {
             "user": store.user_names()[user],
             "item": items[samples.candidates],
+            "timestamp": pl.Series(samples.row_time(store.log)).cast(pl.Datetime("ms", "UTC")),
             "label": label[row].astype(np.int8),
             "probability": probability[row],
             "history_length": np.repeat(length, counts).astype(np.int32),

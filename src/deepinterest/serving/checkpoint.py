@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepinterest.config import HOST, SCHEMAS, SETTINGS_OF_A_MODEL, ExperimentConfig
 from deepinterest.errors import UserError, nearest
 from deepinterest.plain import refuse_expressions
-from deepinterest.settings import restored
+from deepinterest.settings import completed, restored
 from deepinterest.training.calibration import Calibration
 
 LOCAL_HEADER = "<4s5H3I2H"  # before each part of a zip: its sign, what the directory has too, and two lengths
@@ -210,7 +210,7 @@ def _refuse_settings(found: Checkpoint) -> None:
         group: {key: value for key, value in values.items() if f"{group}.{key}" not in HOST}
         if isinstance(values, dict)
         else values
-        for group, values in settings.items()
+        for group, values in completed(settings).items()
         if group not in HOST
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -28,7 +29,7 @@ LN2 = math.log(2)
 LOSS_TOLERANCE = 0.5  # of the first batch's loss around ln 2; sound networks began at 0.70 to 1.02 on completejourney
 LOW_RATE, HIGH_RATE = 0.005, 0.8  # of label 1 among a split's rows
 DEAD_SHARE = 0.5  # of a table's rows
-MINIMUM_STEPS = 100  # of a run whose AUC can be called flat
+MINIMUM_STEPS = 100  # of a run that can learn something, and whose AUC can be called flat
 FLAT_AUC = 0.52  # below it a validation AUC counts as flat
 FALL = 0.005  # of the AUC since the first validation
 STILL = 0.001  # the AUC moved by less
@@ -39,9 +40,9 @@ LEARNS = 0.97  # of the first training loss: a last one above it hasn't fallen
 class Checks(Callback):
     """Warns once for each thing that looks wrong."""
 
-    def __init__(self, store: Store, steps: int) -> None:
-        """steps: of an epoch."""
-        self.store, self.steps = store, steps
+    def __init__(self, store: Store, steps: int, advice: Sequence[str] = ()) -> None:
+        """steps: of an epoch; advice: what is to be said of the data."""
+        self.store, self.steps, self.advice = store, steps, advice
         self.auc: list[float] = []
         self.loss: list[float] = []
 
@@ -53,8 +54,12 @@ class Checks(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.global_step == 0:
+            for text in self.advice:
+                _warn(trainer, text)
             for name, samples in self.store.samples.items():
                 _warn(trainer, label_rate(name, samples))
+            if "note: debug" not in self.store.card:  # which asks for few steps
+                _warn(trainer, few_steps(trainer.estimated_stepping_batches))
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         if not logged(trainer) or "train/click_loss" not in trainer.callback_metrics:
@@ -90,6 +95,16 @@ def _model(module: L.LightningModule) -> ClickModel:
 def _warn(trainer: L.Trainer, text: str | None) -> None:
     if text and trainer.is_global_zero:
         log.warning("%s", text)
+
+
+def few_steps(steps: float) -> str | None:
+    """A sentence where training has too few steps to learn anything."""
+    if steps >= MINIMUM_STEPS:
+        return None
+    return (
+        f"Training has {steps:.0f} steps, too few to learn anything (at least {MINIMUM_STEPS}, better thousands): take "
+        "a smaller trainer.batch_size, more of trainer.max_epochs or max_steps, or more data."
+    )
 
 
 def label_rate(split: str, samples: Samples) -> str | None:

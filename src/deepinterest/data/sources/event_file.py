@@ -61,6 +61,7 @@ def load(config: EventFileConfig) -> Events:
         config.seed,
         config.limit_users,
         config.ties,
+        config.repeats,
         user_features=config.columns.user_features,
         context_features=config.columns.context_features,
         label=LABEL if LABEL in frame.columns else None,

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from deepinterest.config import EventColumns, EventFileConfig, GloboConfig
+from deepinterest.config import EventColumns, EventFileConfig, GloboConfig, Repeats
 from deepinterest.data.download import raw_folder
 from deepinterest.data.events import Events
 from deepinterest.data.sources import event_file, raw_files
@@ -106,6 +106,7 @@ def _table(path: Path, config: GloboConfig) -> EventFileConfig:
         seed=config.seed,
         limit_users=config.limit_users,
         ties=config.ties,
+        repeats=Repeats.keep,  # as of the hourly files; the published clicks have none
         columns=EventColumns(category="category"),
         category_missing=UNKNOWN,
     )
