@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from deepinterest.config import SCHEMAS, Distribution, Exclude, ExperimentConfig, Quirks
+from deepinterest.config import SCHEMAS, Distribution, Exclude, ExperimentConfig, HistoryTies, Quirks
 from deepinterest.errors import UserError
 from deepinterest.settings import register, typed
 
@@ -47,7 +47,32 @@ def test_every_file_composes(group: str, name: str) -> None:
         assert dataclasses.is_dataclass(getattr(config, key))
     if group in ("data", "protocol", "model"):
         assert type(getattr(config, group)) is SCHEMAS[group][name]
-        assert getattr(config, group) == SCHEMAS[group][name](**({"path": "clicks.parquet"} if needs_path else {}))
+        changed = {"path": "clicks.parquet"} if needs_path else {}
+        if group == "protocol":  # by data=completejourney
+            changed = {"ties": HistoryTies.order}
+        assert getattr(config, group) == SCHEMAS[group][name](**changed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ties"),
+    [
+        ((), "order"),
+        (("protocol=leave_last_out",), "order"),
+        (("protocol.ties=strict",), "strict"),
+        (("data=synthetic",), "strict"),
+        (("data=synthetic", "protocol=leave_last_out"), "strict"),
+        (("data=synthetic", "protocol=last_event"), "order"),
+        (("data=events", "data.path=x.csv", "protocol=labelled"), "strict"),
+        (("experiment=globo_popularity", "data.path=x.csv"), "strict"),
+    ],
+)
+def test_the_source_sets_the_default_of_ties(arguments: tuple[str, ...], ties: str) -> None:
+    assert load(*arguments).protocol.ties.name == ties
+
+
+def test_labelled_histories_are_strict() -> None:
+    with pytest.raises(UserError, match=r"protocol\.ties=order is not possible with protocol=labelled"):
+        load("data=events", "data.path=x.csv", "protocol=labelled", "protocol.ties=order")
 
 
 def test_every_schema_has_a_file() -> None:

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from deepinterest.config import (
+    CompleteJourneyConfig,
     LOGGERS,
     CalibrationName,
     Engine,
@@ -42,7 +43,8 @@ def check(config: ExperimentConfig) -> None:
             "protocol.negatives is not possible with protocol=labelled, where impressions with label 0 are the "
             "negatives: leave it out"
         )
-    if isinstance(protocol, LabelledConfig) and protocol.ties is HistoryTies.order:
+    labels = not isinstance(config.data, CompleteJourneyConfig)  # it has none, and that is said before long
+    if isinstance(protocol, LabelledConfig) and protocol.ties is HistoryTies.order and labels:
         raise UserError(
             "protocol.ties=order is not possible with protocol=labelled: a click among the impressions of one time "
             "would give away that the others weren't clicked. Set protocol.ties=strict"

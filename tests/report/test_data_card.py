@@ -137,7 +137,7 @@ def test_task_data(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFix
     assert {path.stem for path in (tmp_path / "run").glob("*.png")} == PLOTS
     shown = capsys.readouterr().err
     assert card["split_hash"] in shown
-    assert "validation targets unseen in training" in shown
+    assert "validation, unseen in training" in shown
     assert not list((tmp_path / "run").glob("*.ckpt"))
 
 

@@ -92,8 +92,8 @@ def load(config: EventFileConfig, scratch: Path) -> CodedEvents:
         types = {name: kind.__class__.__name__ for name, kind in _common(schemas, [paths[n] for n in held]).items()}
 
         count = run("count", _count, [(part, held, types, config, scratch) for part in range(config.partitions)])
+        ones, rows = (sum(answer[key] for answer in count) for key in ("ones", "rows"))
         if LABEL in types:
-            ones, rows = (sum(answer[key] for answer in count) for key in ("ones", "rows"))
             refuse_one_label(ones, rows, Path(config.path).name, f"column {LABEL!r}")
         notes: dict[str, int] = {}
         items, several = _items(config, scratch)
@@ -102,7 +102,6 @@ def load(config: EventFileConfig, scratch: Path) -> CodedEvents:
             ("user", columns.user_features, [sum(a["several"][n] for a in count) for n in columns.user_features]),
         ):
             notes |= {f"{owner}s with several values of {n}": s for n, s in zip(features, counts, strict=True) if s}
-        rows = sum(answer["rows"] for answer in count)
         users = _users(config, scratch)
         repeated = int((users["__rows"] - users["__distinct"]).sum())
         dropped = {NOT_SAMPLED: rows - int(users["__rows"].sum())}
