@@ -96,7 +96,7 @@ def read(folder: Path) -> Run:
     path = folder / "config.yaml"
     values = read_yaml(path)
     refuse_expressions(values, str(path))
-    settings = dict(_flatten(completed(values)))
+    settings = dict(_flatten(completed(values) if isinstance(values, dict) else values))
     for name in ("model.name", "seed", "data.name"):
         if name not in settings:
             raise UserError(f"{path} has no {name}; it needs the resolved config of the run.")

@@ -328,8 +328,8 @@ class Scorer:
             row = int(wrong.argmax())
             raise UserError(
                 f"{self.where}: column {values.name!r} (data.columns.history_length) holds {values[row]!r} in "
-                f"{self.where.row(row)}, whose user has {events[row]:,} events in the log: give the number of those that "
-                "come before the row, or drop the column."
+                f"{self.where.row(row)}, whose user has {events[row]:,} events in the log: give the number of those "
+                "that come before the row, or drop the column."
             )
         return np.where(known, length, 0).astype(np.int64)
 
