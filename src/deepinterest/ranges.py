@@ -7,9 +7,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from deepinterest.config import (
-    CompleteJourneyConfig,
     LOGGERS,
     CalibrationName,
+    CompleteJourneyConfig,
     Engine,
     EventFileConfig,
     ExperimentConfig,
