@@ -1,5 +1,10 @@
 """Train and test one model: `python run.py model=dien`. `python run.py --help` lists the choices and settings."""
 
+from deepinterest import ctrl_c
+
+if __name__ == "__main__":  # before anything slow is imported
+    ctrl_c.quit_at_once()
+
 import sys
 from pathlib import Path
 
@@ -8,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from deepinterest.command_line import checked, refuse_class_names
 from deepinterest.config import Task
 from deepinterest.errors import sentences
 from deepinterest.launch import joined
@@ -22,6 +28,7 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> dict[str, float]:
     follow_parent()
+    refuse_class_names(cfg, HydraConfig.get().overrides.task)
     config, settings = typed(cfg), resolved(cfg)  # a wrong setting fails here, before torch is imported
     if config.task in (Task.test, Task.probe, Task.explain):  # what the checkpoint was trained with needs no repeating
         from deepinterest.serving.checkpoint import as_trained
@@ -43,6 +50,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     check(config.trainer)
     from deepinterest.experiment import run
 
+    ctrl_c.clean_up_first()
     metrics = run(config, settings)
     print_run_folder(config.paths.run)
     return metrics
@@ -50,7 +58,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
 
 if __name__ == "__main__":
     with sentences():
-        sys.argv[1:] = joined(implied(sys.argv[1:]))
+        sys.argv[1:] = joined(implied(checked(sys.argv[1:])))
         follow_parent()
         lead()
         main()

@@ -114,6 +114,28 @@ class Tables(Enum):
     sharded = "sharded"  # each in one process, with its share of the optimizer's state; results are the same
 
 
+class Accelerator(Enum):
+    """What a model computes on."""
+
+    auto = "auto"  # a GPU where there is one
+    cpu = "cpu"
+    gpu = "gpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Strategy(Enum):
+    """How several processes train one model."""
+
+    auto = "auto"  # one process: alone; several that a launcher started: ddp
+    ddp = "ddp"
+
+
+Precision = Enum("Precision", {
+    "32-true": "32-true", "64-true": "64-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed",
+})  # fmt: skip
+
+
 class Search(Enum):
     """What a sweep runs."""
 
@@ -511,11 +533,11 @@ class OptimizerConfig:
 class TrainerConfig:
     """Where and how long to train."""
 
-    accelerator: str = "auto"
+    accelerator: Accelerator = Accelerator.auto
     devices: int | str = ranged(1, low=-1)  # -1 or auto takes all; torchrun and SLURM say how many they started
-    strategy: str = "auto"  # of several processes: ddp
+    strategy: Strategy = Strategy.auto
     slurm: bool = False  # refuse to start other than as one of several tasks that srun started
-    precision: str = "32-true"
+    precision: Precision = Precision["32-true"]
     max_epochs: int = ranged(2, low=1)
     max_steps: int | None = ranged(None, low=1)
     validations_per_epoch: int = ranged(3, low=1)

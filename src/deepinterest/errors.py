@@ -6,17 +6,18 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from enum import Enum
-from typing import Any, get_args, get_type_hints
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import Container, DictConfig, ListConfig
+from omegaconf import Container, DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from deepinterest.kinds import choices_of, describe, expected_type
 
 before_exit: list[Callable[[], None]] = []  # called after an error was shown: a sweep's table (report/sweep.py)
 
@@ -63,6 +64,12 @@ def visible(text: str) -> str:
     return INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def short(value: object, most: int = 100) -> str:
+    """A value as text, cut where it is long."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
 def sentence(error: BaseException) -> str | None:
     """What to tell the user about a mistake in their settings; None where the error is another kind."""
     if isinstance(error, UserError):
@@ -103,11 +110,11 @@ def sentences() -> Iterator[None]:
     logging.raiseExceptions = False  # a line that a full disk doesn't take is no reason to stop, or for a traceback
     try:
         yield
-    except Interrupted as error:
-        print(f"\n{error}", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(f"\n{str(error) or 'Ctrl-C stopped the run.'}", file=sys.stderr)
         for call in before_exit:
             call()
-        sys.exit(128 + error.number)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
     except Exception as error:
         tell(error)
         for call in before_exit:
@@ -132,7 +139,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _unknown_choice(error: MissingConfigException) -> str:
-    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    *groups, choice = (error.missing_cfg_file or "").split("/", 2 if str(error.missing_cfg_file)[:6] == "hydra/" else 1)
+    group = "/".join(groups)
     if not group or not error.options:
         return _one_line(error)
     if group == "hydra/launcher" and (extra := LAUNCHERS.get(choice)):
@@ -146,20 +154,29 @@ def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
     named = re.search(r"Could not override '(.+?)'", str(error))
     wrong = str(cause.full_key or cause.key)
     key = named[1] if named else wrong
-    where, _, last = wrong.rpartition(".")
+    where = wrong.rpartition(".")[0]
     allowed: list[str] = []
     if isinstance(cause.parent_node, DictConfig):
         allowed = sorted(str(name) for name in cause.parent_node if name != "hydra")
     place = f"{where} has" if where else "the settings are"
-    guess = nearest(last, allowed)
-    if not guess and isinstance(cause.parent_node, DictConfig):  # the right word in another place: model.lr
-        everywhere = {path.rpartition(".")[2]: path for path in _paths(cause.parent_node._get_root(), "")}
-        close = get_close_matches(last, everywhere, n=1, cutoff=0.75)
-        guess = f"; did you mean {everywhere[close[0]]}?" if close else ""
-    return f"there is no setting {key}: {place} {', '.join(allowed)}{guess}"
+    root = cause.parent_node._get_root() if cause.parent_node is not None else None
+    return f"there is no setting {key}: {place} {', '.join(allowed)}{meant(wrong, allowed, root)}"
 
 
-def _paths(node: Container, path: str) -> Iterator[str]:
+def meant(wrong: str, beside: Iterable[str], root: Container | None) -> str:
+    """A did-you-mean for a setting: its last word in another place, or one like it here or there."""
+    word = wrong.rpartition(".")[2]
+    everywhere: dict[str, list[str]] = {}
+    for path in _paths(root, ""):
+        if path != wrong:
+            everywhere.setdefault(path.rpartition(".")[2], []).append(path)
+    if word not in everywhere and (guess := nearest(word, beside)):
+        return guess
+    close = get_close_matches(word, everywhere, n=1, cutoff=0.75)
+    return f"; did you mean {' or '.join(everywhere[close[0]][:3])}?" if close else ""
+
+
+def _paths(node: Container | None, path: str) -> Iterator[str]:
     if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
         return
     for key in map(str, node):
@@ -176,37 +193,5 @@ def _wrong_type(error: ValidationError) -> str:
     expected = expected_type(error.parent_node, error.key)
     if expected is None:
         return f"{error.full_key}: {_one_line(error)}"
-    guess = ""
-    enum = _enum(expected)
-    if enum:
-        guess = nearest(str(value), enum.__members__)
-    return f"{error.full_key}={value} is not possible: expected {describe(expected)}{guess}"
-
-
-def expected_type(parent: Container | None, key: Any) -> Any:
-    """The type that a schema wants at `key`."""
-    if isinstance(parent, ListConfig):
-        return parent._metadata.element_type
-    if parent is None or not isinstance(parent._metadata.object_type, type):
-        return None
-    return get_type_hints(parent._metadata.object_type).get(str(key))
-
-
-def describe(kind: Any) -> str:
-    """A type in a user's words."""
-    if enum := _enum(kind):
-        names = f"one of {', '.join(enum.__members__)}"
-        return f"{names} or null" if type(None) in get_args(kind) else names
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    if getattr(kind, "__origin__", None) is list:
-        return f"a list, each {describe(get_args(kind)[0])}"
-    if parts := get_args(kind):
-        return " or ".join(describe(part) for part in parts)
-    return words.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def _enum(kind: Any) -> type[Enum] | None:
-    for part in (kind, *get_args(kind)):
-        if isinstance(part, type) and issubclass(part, Enum):
-            return part
-    return None
+    guess = nearest(str(value), choices_of(expected))
+    return f"{error.full_key}={short(value)} is not possible: expected {describe(expected)}{guess}"

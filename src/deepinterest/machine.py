@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from deepinterest.config import TrainerConfig
+from deepinterest.config import Accelerator, TrainerConfig
 from deepinterest.errors import UserError
 from deepinterest.launch import launched
 
@@ -23,7 +23,7 @@ def check(config: TrainerConfig) -> None:
         raise UserError(
             f"trainer.threads={config.threads} is out of range: {here}. Give at most {cpus()}, or leave it out"
         )
-    if config.accelerator == "cpu":
+    if config.accelerator is Accelerator.cpu:
         check_processes(config)
 
 

@@ -23,8 +23,10 @@ from deepinterest.config import (
     TrainerConfig,
 )
 from deepinterest.data import columns
-from deepinterest.errors import UserError, nearest
+from deepinterest.errors import UserError, nearest, short
 from deepinterest.launch import launched
+
+MOST = 2**63 - 1  # what arrays count with
 
 
 def check(config: ExperimentConfig) -> None:
@@ -56,6 +58,11 @@ def check(config: ExperimentConfig) -> None:
         )
     if isinstance(config.trainer, TrainerConfig):
         _check_devices(config.trainer.devices)
+    if len(config.optimizer.betas) != 2:
+        raise UserError(
+            f"optimizer.betas={config.optimizer.betas} is not possible: Adam has two, of the mean and of the square, "
+            "as in [0.9,0.999]"
+        )
     if config.embedding is Tables.sharded:
         _check_sharded(config)
     if isinstance(logger, LoggerConfig) and logger.name not in LOGGERS:
@@ -86,7 +93,7 @@ def check(config: ExperimentConfig) -> None:
 def _check_devices(devices: int | str) -> None:
     parts = [part.strip() for part in str(devices).split(",")]
     named = all(part.isdecimal() for part in parts) and len(set(map(int, parts))) == len(parts)
-    if devices == 0 or not (named or str(devices) in ("-1", "auto")):
+    if str(devices) == "0" or not (named or str(devices) in ("-1", "auto")):
         raise UserError(
             f"trainer.devices={devices} is not possible: a number, -1 for all, auto, or different indices as '0,1'"
         )
@@ -99,11 +106,6 @@ def _check_sharded(config: ExperimentConfig) -> None:
             "reads the checkpoint of a sharded run as any other. Leave it out"
         )
     trainer = config.trainer
-    if not trainer.strategy.startswith(("ddp", "auto")):
-        raise UserError(
-            f"embedding=sharded needs trainer.strategy=ddp, and it is {trainer.strategy}: take trainer=ddp or ddp_cpu, "
-            "or embedding=replicated"
-        )
     if str(trainer.devices) == "1" and launched() is None:
         raise UserError(
             "embedding=sharded splits the tables over processes, and trainer.devices=1 makes one: take trainer=ddp or "
@@ -129,9 +131,11 @@ def _check_range(key: str, value: Any, limits: Mapping[str, float | None]) -> No
     if value is None or isinstance(value, str):
         return
     low, high, above = limits["low"], limits["high"], limits["above"]
+    if high is None and isinstance(value, int) and value > MOST:
+        high = MOST
     # written so that nan, which no comparison holds for, fails too
     fine = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
     if not fine or value in (float("inf"), float("-inf")):
         parts = {"at least": low, "more than": above, "at most": high}
         allowed = " and ".join(f"{words} {limit}" for words, limit in parts.items() if limit is not None)
-        raise UserError(f"{key}={value} is out of range: it must be {allowed}")
+        raise UserError(f"{key}={short(value)} is out of range: it must be {allowed}")

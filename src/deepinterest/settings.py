@@ -15,8 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from deepinterest import completion
 from deepinterest.config import SCHEMAS, ExperimentConfig
-from deepinterest.errors import UserError, nearest, sentence
+from deepinterest.errors import UserError, meant, sentence, short
 from deepinterest.plain import EXPRESSION, leaves
 from deepinterest.ranges import check
 
@@ -31,6 +32,7 @@ def register() -> None:
         for name, schema in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=schema)
     OmegaConf.register_new_resolver("choices", choices, replace=True)
+    completion.install()
 
 
 def choices(group: str) -> str:
@@ -52,6 +54,7 @@ def typed(config: DictConfig) -> ExperimentConfig:
     experiment = OmegaConf.to_object(config)
     if not isinstance(experiment, ExperimentConfig):
         raise UserError("the settings are not an experiment: start them from /schema/experiment@_here_")
+    _check_schemas(experiment)
     check(experiment)
     return experiment
 
@@ -119,13 +122,31 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return plain
 
 
+def _check_schemas(config: ExperimentConfig) -> None:
+    """Refuse a group's own file that starts from no schema, or from another group's, and a name that isn't its own."""
+    for group, schemas in SCHEMAS.items():
+        chosen = getattr(config, group)
+        names = [name for name, schema in schemas.items() if schema is type(chosen)]
+        if not names:
+            raise UserError(
+                f"{group} has no schema of its own: its file in conf/{group} must start with `defaults: "
+                f"[/schema/{group}/NAME@_here_, _self_]`, where NAME is one of {', '.join(schemas)} (docs/models.md)"
+            )
+        if len(schemas) > 1 and chosen.name not in names:
+            raise UserError(
+                f"{group}.name={short(chosen.name)} is not possible: it names the schema, which is {names[0]}; choose "
+                f"another by {group}=..."
+            )
+
+
 def _check_keys(config: DictConfig, path: str) -> None:
     """Refuse keys no schema knows: `+key=value` gets past Hydra's own check."""
     schema = OmegaConf.get_type(config)
     known = [entry.name for entry in fields(schema)] if schema is not None and is_dataclass(schema) else None
     for key in map(str, config):
         if known is not None and key not in known:
-            raise UserError(f"there is no setting {path}{key}: known are {', '.join(known)}{nearest(key, known)}")
+            guess = meant(f"{path}{key}", known, config._get_root())
+            raise UserError(f"there is no setting {path}{short(key)}: known are {', '.join(known)}{guess}")
         node = None if OmegaConf.is_missing(config, key) else config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
             _check_keys(node, f"{path}{key}.")

@@ -538,7 +538,6 @@ def test_one_process_is_refused() -> None:
     [
         (("trainer=ddp_cpu", "trainer.devices=1"), r"trainer\.devices=1 makes one"),
         (("trainer=cpu",), r"trainer\.devices=1 makes one"),
-        (("trainer=ddp_cpu", "trainer.strategy=fsdp"), "fsdp"),
         (("trainer=ddp_cpu", "task=predict", "checkpoint=a", "output=b.csv"), r"task=predict works with one process"),
     ],
 )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deepinterest import experiment, launch
-from deepinterest.config import DIENConfig, NegativesConfig, Quirks, TrainerConfig
+from deepinterest.config import Accelerator, DIENConfig, NegativesConfig, Quirks, Strategy, TrainerConfig
 from deepinterest.data.batch import Batch
 from deepinterest.data.loader import BatchLoader
 from deepinterest.data.log import Log
@@ -545,10 +545,10 @@ SLURM = {
 
 
 def test_a_launcher_says_how_many_processes_there_are(outside: pytest.MonkeyPatch) -> None:
-    ours = distributed.arrangement(TrainerConfig(accelerator="cpu", devices=2, strategy="ddp"))
+    ours = distributed.arrangement(TrainerConfig(Accelerator.cpu, devices=2, strategy=Strategy.ddp))
     assert (ours["devices"], ours["num_nodes"]) == (2, 1) and launch.rank() == 0
     assert type(ours["plugins"][0]).__name__ == "LightningEnvironment"
-    assert distributed.arrangement(TrainerConfig(accelerator="cpu"))["plugins"] == []
+    assert distributed.arrangement(TrainerConfig(Accelerator.cpu))["plugins"] == []
     for variables, place, kind in (
         (TORCHRUN, launch.Launched("torchrun", 5, 2, 4), "TorchElasticEnvironment"),
         (SLURM, launch.Launched("slurm", 3, 2, 3), "SLURMEnvironment"),

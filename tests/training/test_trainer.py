@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deepinterest import experiment
-from deepinterest.config import TrainerConfig
+from deepinterest.config import Accelerator, TrainerConfig
 from deepinterest.data.batch import Batch
 from deepinterest.errors import UserError
 from deepinterest.training.trainer import prefetch
@@ -81,7 +81,7 @@ def test_evaluation_keeps_no_graph_and_takes_large_batches(
 
 @pytest.mark.parametrize(("setting", "expected"), [(None, False), (True, True), (False, False)])
 def test_prefetch_on_a_cpu_is_for_who_asks(setting: bool | None, expected: bool) -> None:
-    assert prefetch(TrainerConfig(accelerator="cpu", prefetch=setting)) is expected
+    assert prefetch(TrainerConfig(accelerator=Accelerator.cpu, prefetch=setting)) is expected
 
 
 @pytest.mark.slow

@@ -19,7 +19,15 @@ from deepinterest import kernels
 from deepinterest.benchmark import measure
 from deepinterest.benchmark.measure import Clock, Rates, endless, machine, title
 from deepinterest.benchmark.workload import MODELS, Size, Workload, make
-from deepinterest.config import ExperimentConfig, KernelName, LoggerConfig, LoggerMode, TrainerConfig
+from deepinterest.config import (
+    Accelerator,
+    ExperimentConfig,
+    KernelName,
+    LoggerConfig,
+    LoggerMode,
+    Precision,
+    TrainerConfig,
+)
 from deepinterest.data.batch import Batch
 from deepinterest.data.loader import BatchLoader
 from deepinterest.training.callbacks import Curves, Throughput
@@ -159,15 +167,14 @@ def _through_lightning(settings: Settings, model: ClickModel, loader: Any) -> Ra
     from deepinterest.training import loggers  # with all they import, which nothing else here needs
     from deepinterest.training.trainer import calm, make_trainer
 
-    accelerator = "gpu" if settings.device == "cuda" else "cpu"
     config = ExperimentConfig(
         data=None,
         protocol=None,
         model=MODELS[settings.model](use_user=True),
         logger=LoggerConfig(name=settings.logger, mode=LoggerMode.offline),
         trainer=TrainerConfig(
-            accelerator=accelerator,
-            precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
+            accelerator=Accelerator.gpu if settings.device == "cuda" else Accelerator.cpu,
+            precision=Precision["bf16-mixed" if settings.precision == "bf16" else "32-true"],
             max_epochs=1_000_000,
             validations_per_epoch=1,
             batch_size=settings.batch_size,

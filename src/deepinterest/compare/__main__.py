@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from deepinterest import ctrl_c
+
+if __name__ == "__main__":  # before anything slow is imported
+    ctrl_c.quit_at_once()
+
 import argparse
 import os
 import sys

@@ -7,6 +7,11 @@ FILE holds its settings as plain values, and repeating that command is right for
 
 from __future__ import annotations
 
+from deepinterest import ctrl_c
+
+if __name__ == "__main__":  # before anything slow is imported
+    ctrl_c.quit_at_once()
+
 import json
 import logging
 import os
@@ -85,7 +90,7 @@ def run_alone(settings: dict[str, Any], folder: Path) -> dict[str, float]:
     process = subprocess.Popen(command, env={**environment, **told, PARENT: str(os.getpid())})
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # the terminal has told that process too; it saves
+    except (KeyboardInterrupt, Interrupted):  # the terminal has told that process too; it saves
         process.wait()
         code = 128 + signal.SIGINT
     if code > 128:
@@ -117,6 +122,7 @@ def main(path: Path) -> int:
         config = restored(settings)
         from deepinterest.experiment import run
 
+        ctrl_c.clean_up_first()
         run(config, settings)
         return 0
     except Interrupted as error:

@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import broadcast, get_world_size, is_initialized
 
-from deepinterest.config import ExperimentConfig, TrainerConfig
+from deepinterest.config import ExperimentConfig, Precision, TrainerConfig
 from deepinterest.errors import UserError
 from deepinterest.launch import launched
 from deepinterest.models.network import Network
@@ -41,7 +41,7 @@ def arrangement(config: TrainerConfig) -> dict[str, Any]:
         plugins = [SLURMEnvironment(auto_requeue=False) if mine.by == "slurm" else TorchElasticEnvironment()]
     elif str(devices) != "1":
         plugins = [LightningEnvironment()]  # not that of a SLURM job of one task
-    strategy: Any = config.strategy
+    strategy: Any = config.strategy.value
     if strategy == "ddp" or (strategy == "auto" and mine is not None and mine.here * mine.machines > 1):
         # Buffers are the same everywhere: catalogues, and statistics over the rows of all processes.
         strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -62,7 +62,7 @@ def check(experiment: ExperimentConfig, world: int) -> None:
         raise UserError(
             f"trainer.compile=true needs one process, here are {world}, whose norms talk to each other. Leave it out."
         )
-    if experiment.trainer.precision == "16-mixed":
+    if experiment.trainer.precision is Precision["16-mixed"]:
         raise UserError(
             f"trainer.precision=16-mixed needs one process, here are {world}: each would leave out other steps. "
             "Take bf16-mixed."

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from deepinterest.config import ExperimentConfig, KernelName, Tables, TrainerConfig
+from deepinterest.config import Accelerator, ExperimentConfig, KernelName, Tables, TrainerConfig
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.errors import UserError
 from deepinterest.launch import launched
@@ -54,11 +54,11 @@ def make_trainer(
         callbacks.append(ProgressLine(experiment.model.name, monitor, speed))
     arranged = distributed.arrangement(config)
     trainer = L.Trainer(
-        accelerator=config.accelerator,
+        accelerator=config.accelerator.value,
         devices=arranged["devices"],
         num_nodes=arranged["num_nodes"],
         strategy=arranged["strategy"],
-        precision=config.precision,
+        precision=config.precision.value,
         max_epochs=config.max_epochs,
         max_steps=config.max_steps or -1,
         val_check_interval=1,  # set below
@@ -83,10 +83,16 @@ def make_trainer(
 
 def check_device(config: TrainerConfig) -> None:
     """Raises UserError for a device that this machine lacks, or a kernel that isn't for it."""
-    if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    wanted = config.accelerator
+    missing = {
+        Accelerator.gpu: not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        Accelerator.cuda: not torch.cuda.is_available(),
+        Accelerator.mps: not torch.backends.mps.is_available(),
+    }
+    if missing.get(wanted):
         raise UserError(
-            "trainer.accelerator=gpu, but this machine shows no GPU to torch; take trainer=cpu, or install a torch "
-            "build for your GPU."
+            f"trainer.accelerator={wanted.value}, but this machine shows no such device to torch; take trainer=cpu, or "
+            "install a torch build for your GPU."
         )
     device = device_of(config).type
     if device == "cpu":
@@ -109,7 +115,7 @@ def _check_gpus(config: TrainerConfig) -> None:
 
 def device_of(config: TrainerConfig) -> torch.device:
     """Where a model is looked at without a trainer: one device of the trainer's kind."""
-    device: torch.device = Fabric(accelerator=config.accelerator, devices=1).device
+    device: torch.device = Fabric(accelerator=config.accelerator.value, devices=1).device
     return device
 
 
@@ -117,7 +123,7 @@ def prefetch(config: TrainerConfig) -> bool:
     """Whether batches are made ahead. Beside a step on a CPU a batch takes 0.1 ms: there a thread gains nothing."""
     if config.prefetch is not None:
         return config.prefetch
-    return torch.cuda.is_available() and config.accelerator != "cpu"
+    return torch.cuda.is_available() and config.accelerator is not Accelerator.cpu
 
 
 @contextmanager
