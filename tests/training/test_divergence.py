@@ -11,7 +11,7 @@ import torch
 
 from conftest import Settings
 from deepinterest import experiment, machine
-from deepinterest.config import TrainerConfig
+from deepinterest.config import Accelerator, TrainerConfig
 from deepinterest.errors import UserError
 from deepinterest.training.module import ClickModel
 from deepinterest.training.trainer import check_device
@@ -61,13 +61,13 @@ def test_what_was_saved_before_stays(
 
 def test_threads_and_processes_beyond_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpus", lambda: 4)
-    machine.check(TrainerConfig(threads=4, devices=4, accelerator="cpu"))
-    machine.check(TrainerConfig(devices=99, accelerator="gpu"))  # none of the CPUs' business
+    machine.check(TrainerConfig(threads=4, devices=4, accelerator=Accelerator.cpu))
+    machine.check(TrainerConfig(devices=99, accelerator=Accelerator.gpu))  # none of the CPUs' business
     with pytest.raises(UserError, match=r"trainer\.threads=5 is out of range: this process may run on 4 CPUs"):
         machine.check(TrainerConfig(threads=5))
     for devices in (5, 99, -1, 0, "0,1"):
         with pytest.raises(UserError, match=rf"trainer\.devices={devices} is out of range: .* from 1 to 4 here"):
-            machine.check(TrainerConfig(devices=devices, accelerator="cpu"))
+            machine.check(TrainerConfig(devices=devices, accelerator=Accelerator.cpu))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -81,7 +81,7 @@ def test_gpus_beyond_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for devices in (2, -1, "0,1", "auto"):
-        check_device(TrainerConfig(devices=devices, accelerator="gpu"))
+        check_device(TrainerConfig(devices=devices, accelerator=Accelerator.gpu))
     for devices in (3, "0,2"):
         with pytest.raises(UserError, match=rf"trainer\.devices={devices} is out of range: .* 2 GPUs"):
-            check_device(TrainerConfig(devices=devices, accelerator="gpu"))
+            check_device(TrainerConfig(devices=devices, accelerator=Accelerator.gpu))
