@@ -26,6 +26,7 @@ from deepinterest.config import (
     WideDeepConfig,
 )
 from deepinterest.data.batch import Batch
+from deepinterest.errors import UserError
 from deepinterest.models import DIEN, NETWORKS, AttentionNetwork, Network, build
 from deepinterest.nn.embedding import Features
 from deepinterest.nn.recurrent import AttentionGRU, Update
@@ -261,7 +262,7 @@ def test_each_feature_moves_the_scores_it_belongs_to(config: ModelConfig) -> Non
 
 
 def test_context_that_is_missing_is_named() -> None:
-    with pytest.raises(ValueError, match=r"reads context features, and the batch has none"):
+    with pytest.raises(UserError, match=r"reads context features, and the batch has none"):
         featured(DNNConfig())(mixed_batch())
 
 

@@ -158,7 +158,7 @@ class BatchLoader:
             number = (events[:, None] * each + np.arange(each)).ravel()
             places = Places([self.seed, 5, epoch], np.repeat(groups, each * (end - start)), number)
             negatives = _tensor(self.auxiliary.draw(places, events, each))
-        return Batch(
+        batch = Batch(
             history=_tensor(log.item[events]),
             offsets=_tensor(offsets),
             user=_tensor(user) + 1,
@@ -169,6 +169,8 @@ class BatchLoader:
             context=None if context is None else _tensor(context),
             share=None if self.world == 1 or of is None or not self.shuffle else self._share(groups, of),
         )
+        batch.checked = True
+        return batch
 
     def _starts(self, groups: np.ndarray) -> np.ndarray:
         """The first event of each group's history: (n,)."""

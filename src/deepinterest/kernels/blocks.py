@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from deepinterest.kernels import tiles
@@ -13,11 +14,13 @@ BLOCK = 64  # rows
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (R, I) @ weight (I, O) + bias (O,) -> (R, O), float32. Raises ValueError where these don't fit one another."""
+    x, weight = _rows("x", x), _rows("weight", weight)
     (rows, inputs), outputs = x.shape, weight.shape[1]
+    if bias is not None:
+        bias = _floats("bias", bias, 1).contiguous()
     if len(weight) != inputs or (bias is not None and len(bias) != outputs):
         added = "" if bias is None else f" and bias {tuple(bias.shape)}"
         raise ValueError(f"x {tuple(x.shape)} doesn't fit weight {tuple(weight.shape)}{added}.")
-    x, weight = _rows(x), _rows(weight)
     found = x.new_empty(rows, outputs)
     count = workers(-(-rows // BLOCK), rows * inputs * outputs)
     of_bias = 0 if bias is None else bias.data_ptr()
@@ -33,10 +36,10 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 
     Raises ValueError where one has more rows.
     """
+    x, y = _rows("x", x), _rows("y", y)
     (rows, inputs), outputs = x.shape, y.shape[1]
     if len(y) != rows:
         raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} have not as many rows.")
-    x, y = _rows(x), _rows(y)
     count = workers(-(-rows // BLOCK), rows * inputs * outputs)
     sums = x.new_zeros(count, inputs, outputs)
     share(count, _inner, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0), sums.data_ptr(), rows, inputs, outputs)
@@ -48,15 +51,29 @@ def add_rows(values: Tensor, index: Tensor, to: Tensor) -> None:
 
     Raises IndexError where `to` has no such row, ValueError where shapes don't fit.
     """
+    values, to = _rows("values", values), _floats("to", to, 2)
+    if index.dtype is not torch.int64 or index.dim() != 1 or not to.is_contiguous():
+        raise ValueError(
+            f"index must be (n,) of int64 and `to` in one piece; index is {tuple(index.shape)} of {index.dtype}."
+        )
     if values.shape != (len(index), to.shape[1]):
         raise ValueError(f"values {tuple(values.shape)} don't fit {len(index)} rows of {tuple(to.shape)}.")
-    values, index = _rows(values), index.contiguous()
+    index = index.contiguous()
     if not _add_rows(values.data_ptr(), values.stride(0), index.numpy(), to.data_ptr(), *to.shape):
         raise IndexError(f"Rows reach from {index.min()} to {index.max()}; there are the rows 0 to {len(to) - 1}.")
 
 
-def _rows(matrix: Tensor) -> Tensor:
+def _floats(name: str, tensor: Tensor, dims: int) -> Tensor:
+    if tensor.dim() != dims or tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} must be float32 on a CPU with {dims} dimensions, not {tuple(tensor.shape)} of {tensor.dtype}."
+        )
+    return tensor
+
+
+def _rows(name: str, matrix: Tensor) -> Tensor:
     """The same, with each row in one piece."""
+    _floats(name, matrix, 2)
     return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
 
 

@@ -111,6 +111,18 @@ def backward(layers: Layers, activations: Tensor, grad: Tensor) -> Gradients:
 
 def _check(layers: Layers) -> None:
     """The kernel itself reads whatever is at an address."""
+    rows = [row for part in layers.parts for row in part if row] + layers.shares
+    floats = [
+        layers.first,
+        layers.output,
+        *(matrix for matrix, _ in rows),
+        *(x for pair in layers.hidden for x in pair),
+    ]
+    indices = [index for _, index in rows if index is not None]
+    if any(x.dtype is not torch.float32 for x in floats) or any(x.dtype is not torch.int64 for x in indices):
+        raise ValueError("Matrices, weights and biases must be float32, rows int64.")
+    if any(x.dim() != 2 for x in (layers.first, *(matrix for matrix, _ in rows))) or any(x.dim() != 1 for x in indices):
+        raise ValueError("Matrices must have two dimensions, and rows one.")
     (D, A), sizes, widths = layers.first.shape, layers.sizes, layers.widths
     asked = [(factor, size, D) for part, size in zip(layers.parts, sizes, strict=True) for factor in part if factor]
     asked += [(rows, sum(sizes), A) for rows in layers.shares]
@@ -121,8 +133,9 @@ def _check(layers: Layers) -> None:
             raise IndexError(
                 f"Rows reach from {index.min()} to {index.max()}; there are the rows 0 to {len(matrix) - 1}."
             )
-    shapes = [tuple(weight.shape) for weight, _ in layers.hidden] + [tuple(layers.output.shape)]
-    if not layers.shares or shapes != [*((b, a) for a, b in pairwise(widths)), (widths[-1],)]:
+    shapes = [tuple(x.shape) for pair in layers.hidden for x in pair] + [tuple(layers.output.shape)]
+    fitting = [shape for a, b in pairwise(widths) for shape in ((b, a), (b,))] + [(widths[-1],)]
+    if not layers.shares or shapes != fitting:
         raise ValueError(f"Layers of the shapes {shapes} don't follow one of width {A}, or it has no share.")
 
 

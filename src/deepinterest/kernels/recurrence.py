@@ -53,6 +53,58 @@ class Sequences:
         """M."""
         return len(self.x) if self.source is None else len(self.source)
 
+    def check(self) -> None:
+        """Raise ValueError for parts that don't fit each other, IndexError for a row that x doesn't have.
+
+        Kernels read whatever is at an address. The numbers in offsets and source are looked at on a CPU alone, as
+        elsewhere that would wait for the device.
+        """
+        parts = {name: getattr(self, name) for name in DIMENSIONS}
+        for name, part in parts.items():
+            if part is None and name in OPTIONAL:
+                continue
+            if not isinstance(part, Tensor) or part.dim() != DIMENSIONS[name]:
+                raise ValueError(
+                    f"{name} must be a tensor with {DIMENSIONS[name]} dimensions, and it is {_told(part)}."
+                )
+        x, S, H, M = self.x, len(self.offsets) - 1, len(self.candidate), self.steps
+        if S < 0 or H == 0 or not x.is_floating_point():
+            raise ValueError(f"x must hold floats, offsets and candidate something, and x is {_told(x)}.")
+        if (self.base is None) != (self.slope is None):
+            raise ValueError("base and slope go together: give both or none.")
+        shapes = {"x": (len(x), 3 * H), "gates": (H, 2 * H), "candidate": (H, H), "offsets": (S + 1,)}
+        for name, part in parts.items():
+            shape, dtype = shapes.get(name, (M,)), torch.int64 if name in INTEGERS else x.dtype
+            if part is not None and (part.shape != shape or part.dtype is not dtype or part.device != x.device):
+                wanted = f"{shape} of {dtype} on {x.device}"
+                raise ValueError(f"{name} must be {wanted} beside the other arguments, and it is {_told(part)}.")
+        if x.device.type == "cpu":
+            self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        offsets, M = self.offsets.numpy(), self.steps
+        falls = offsets[1:] < offsets[:-1]
+        if offsets[0] != 0 or offsets[-1] != M or falls.any():
+            fall = f" and fall after place {falls.argmax()}" if falls.any() else ""
+            raise ValueError(
+                f"offsets run from {offsets[0]} to {offsets[-1]}{fall}; they must rise from 0 to {M}, the steps."
+            )
+        if self.source is not None and M:
+            source = self.source.numpy()
+            if source.min() < 0 or source.max() >= len(self.x):
+                raise IndexError(
+                    f"source reaches from {source.min()} to {source.max()}; x has the rows 0 to {len(self.x) - 1}."
+                )
+
+
+DIMENSIONS = {"x": 2, "source": 1, "base": 1, "slope": 1, "offsets": 1, "gates": 2, "candidate": 2}
+OPTIONAL = ("source", "base", "slope")
+INTEGERS = ("source", "offsets")
+
+
+def _told(part: Any) -> str:
+    return f"{tuple(part.shape)} of {part.dtype} on {part.device}" if isinstance(part, Tensor) else repr(type(part))
+
 
 @dataclass
 class Gradients:
@@ -87,8 +139,14 @@ def recurrence(
     reset: ResetGate = ResetGate.before,
     bf16: bool = False,
 ) -> Tensor:
-    """All states (M, H) of the sequences; see `Sequences` for the arguments. Differentiable, once, in all of them."""
+    """All states (M, H) of the sequences; see `Sequences` for the arguments. Differentiable, once, in all of them.
+
+    Raises ValueError for arguments that don't fit each other or the kernel asked for, IndexError for a row that x
+    doesn't have.
+    """
+    reset = ResetGate(reset)
     of = Sequences(x, source, base, slope, offsets, gates, candidate, reset, bf16)
+    of.check()
     if choice.asked() is KernelName.oracle:
         from deepinterest.kernels.oracle import states
 
@@ -100,8 +158,11 @@ def recurrence(
 
 
 def _kernel(x: Tensor, hidden: int) -> Kernel:
+    name = choice.chosen(x, hidden)
+    if name is KernelName.cpu and (x.device.type != "cpu" or x.dtype is not torch.float32):
+        raise ValueError(f"trainer.kernel=cpu computes in float32 on a CPU, and x is of {x.dtype} on {x.device}.")
     # Imported when first used: numba and triton take a while.
-    module: Any = importlib.import_module(f"deepinterest.kernels.{_MODULES[choice.chosen(x, hidden)]}")
+    module: Any = importlib.import_module(f"deepinterest.kernels.{_MODULES[name]}")
     kernel: Kernel = module
     return kernel
 

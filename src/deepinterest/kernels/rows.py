@@ -91,12 +91,18 @@ def catch_up(table, mean, square, last_step, rows, steps, rules, base, eps, beta
 def update(table, mean, square, last_step, rows, gradient, place, steps, rate, eps, beta1, beta2):
     """Adam's step for `rows` (n,) with gradient (n, D); the gradients of a row that repeats are summed, in place.
 
+    Returns whether the table has all rows; where it hasn't, nothing is changed but gradients.
+
     place (I,) int32 is -1 everywhere, before and after.
     """
     D = table.shape[1]
     keep1, keep2, rate, eps = np.float32(beta1), np.float32(beta2), np.float32(rate), np.float32(eps)
     add1, add2 = np.float32(1 - beta1), np.float32(1 - beta2)
     for i in range(len(rows)):
+        if rows[i] < 0 or rows[i] >= len(table):
+            for k in range(i):
+                place[rows[k]] = -1
+            return False
         first = place[rows[i]]
         if first < 0:
             place[rows[i]] = i
@@ -119,3 +125,4 @@ def update(table, mean, square, last_step, rows, gradient, place, steps, rate, e
             mean[row, j] = m
             square[row, j] = v
             table[row, j] -= rate * m / (np.sqrt(v) + eps)
+    return True

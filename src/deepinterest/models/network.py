@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deepinterest.config import ModelConfig, Quirks
 from deepinterest.data.batch import Batch
+from deepinterest.errors import UserError
 from deepinterest.models.prediction import Prediction
 from deepinterest.nn.attention import TargetAttention
 from deepinterest.nn.embedding import ContextEmbedding, FeatureEmbedding, Features
@@ -58,7 +59,7 @@ class Network(nn.Module):
     def with_user(self, batch: Batch, *parts: Tensor) -> Tensor:
         """The head's input: embeddings of the user and of the context, where there are, then the parts, each (B, .).
 
-        Raises ValueError where the network reads context and the batch has none.
+        Raises UserError where the network reads context and the batch has none.
         """
         first = []
         if self.users is not None:
@@ -66,11 +67,24 @@ class Network(nn.Module):
             first.append(user.index_select(0, batch.history_index))
         if self.context is not None:
             if batch.context is None:
-                raise ValueError(
-                    "this network reads context features, and the batch has none: give Batch.context (B, C)"
+                raise UserError(
+                    "This network reads context features, and the batch has none: give Batch.context (B, C)."
                 )
             first.append(self.context(batch.context))
         return torch.cat([*first, *parts], dim=1)
+
+    def check(self, batch: Batch) -> None:
+        """Raise a UserError for a batch that can't be read; those of the loader are taken as they are."""
+        if not batch.checked:
+            users = None if self.users is None else len(self.users.catalogue)
+            contexts = None if self.context is None else self.context.sizes
+            batch.check(len(self.items.catalogue), users, contexts)
+
+    def __call__(self, batch: Batch) -> Prediction:
+        """`forward` of a batch that is checked."""
+        self.check(batch)
+        prediction: Prediction = super().__call__(batch)
+        return prediction
 
     def forward(self, batch: Batch) -> Prediction:
         raise NotImplementedError
@@ -97,12 +111,14 @@ class AttentionNetwork(Network):
 
     def attention_weights(self, batch: Batch) -> tuple[Tensor, Pairs]:
         """How much each event matters to each candidate: weights (M,) and the pairs they belong to."""
+        self.check(batch)
         history, q = self.items(batch.history, batch.candidates)  # (N, D), (B, D)
         pairs = Pairs.of(batch.offsets, batch.history_index)
         return self.attention(q, self.interests(history, batch.offsets), pairs), pairs
 
     def evolve(self, batch: Batch) -> Evolution:
         """How each history is read for each candidate, step by step; what `forward` sees the end of."""
+        self.check(batch)
         history, q = self.items(batch.history, batch.candidates)  # (N, D), (B, D)
         pairs = Pairs.of(batch.offsets, batch.history_index)
         interests = self.interests(history, batch.offsets)  # (N, .)

@@ -53,7 +53,12 @@ class FeatureEmbedding(nn.Module):
         self.tables = _tables(sizes, dim, sharded)
 
     def forward(self, *rows: Tensor) -> list[Tensor]:
-        """Catalogue rows of any shape (...), int64 -> for each its embeddings (..., width)."""
+        """Catalogue rows of any shape (...), int64 -> for each its embeddings (..., width).
+
+        Raises ValueError for another type, IndexError for a row that the catalogue doesn't have.
+        """
+        if any(row.dtype is not torch.int64 for row in rows):
+            raise ValueError(f"Catalogue rows must be int64, and are {', '.join(str(row.dtype) for row in rows)}.")
         distinct, inverse = self._distinct(torch.cat([row.flatten() for row in rows]))  # (R,), (n,)
         features = self.catalogue.index_select(0, distinct)  # (R, F)
         vectors = lookup(self.tables, features)  # (R, width)
@@ -100,6 +105,7 @@ class ContextEmbedding(nn.Module):
 
     def __init__(self, sizes: list[int], dim: int, sharded: bool = False) -> None:
         super().__init__()
+        self.sizes = sizes
         self.width = len(sizes) * dim
         self.tables = _tables(sizes, dim, sharded)
 

@@ -309,10 +309,11 @@ class DeferredAdam(torch.optim.Adam):
             rows, values = gradient._indices()[0], gradient._values().contiguous()
             if table not in self._places:
                 self._places[table] = np.full(len(table), -1, np.int32)
-            _kernels().update(
+            if not _kernels().update(
                 *self._arrays(table), rows.numpy(), values.numpy(), self._places[table], group["steps"], rate, eps,
                 beta1, beta2,
-            )  # fmt: skip
+            ):  # fmt: skip
+                raise IndexError(f"A gradient has the rows {rows.min()} to {rows.max()} of a table of {len(table)}.")
             return
         gradient = gradient.coalesce()
         rows, values = gradient.indices()[0], gradient.values()
