@@ -739,3 +739,20 @@ def test_no_traces_in_the_environment(dien: Run) -> None:
     manifest = json.loads((dien.folder / "vocabulary" / "vocabulary.json").read_text())
     assert set(manifest["files"]) == {"items.parquet"}  # nobody reads users here
     assert os.sep not in json.dumps(manifest)
+
+
+def test_rows_that_do_not_fit_are_refused(dien: Run) -> None:
+    model = load(dien.folder / "best.ckpt")
+    good = [np.array(row) for row in ([1, 2, 3], [0, 2, 3], [1, 1], [1, 2, 3], [0, 0, 1])]
+    assert model.score_rows(*good).shape == (3,)
+    wrong = [
+        (1, np.array([1, 2, 3]), r"offsets\[0\] is 1: the first history begins at 0"),
+        (1, np.array([0, 2, 2**40]), r"offsets ends at 1099511627776: it must end at 3"),
+        (3, np.array([1, 2, 10**6]), r"candidates\[2\] is 1000000: "),
+        (4, np.array([1, 0, 1]), r"history_index\[1\] is 0: it is less"),
+        (4, np.array([0, 0, 1.0]), r"must be numpy arrays of int64"),
+        (0, [1, 2, 3], r"must be numpy arrays of int64"),
+    ]
+    for place, value, words in wrong:
+        with pytest.raises(UserError, match=words):
+            model.score_rows(*[value if place == number else row for number, row in enumerate(good)])

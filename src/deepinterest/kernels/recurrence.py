@@ -72,6 +72,8 @@ class Sequences:
             raise ValueError(f"x must hold floats, offsets and candidate something, and x is {_told(x)}.")
         if (self.base is None) != (self.slope is None):
             raise ValueError("base and slope go together: give both or none.")
+        if not isinstance(self.reset, ResetGate):
+            raise ValueError(f"reset must be a ResetGate, and it is {self.reset!r}.")
         shapes = {"x": (len(x), 3 * H), "gates": (H, 2 * H), "candidate": (H, H), "offsets": (S + 1,)}
         for name, part in parts.items():
             shape, dtype = shapes.get(name, (M,)), torch.int64 if name in INTEGERS else x.dtype
@@ -144,7 +146,6 @@ def recurrence(
     Raises ValueError for arguments that don't fit each other or the kernel asked for, IndexError for a row that x
     doesn't have.
     """
-    reset = ResetGate(reset)
     of = Sequences(x, source, base, slope, offsets, gates, candidate, reset, bf16)
     of.check()
     if choice.asked() is KernelName.oracle:

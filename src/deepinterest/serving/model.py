@@ -182,7 +182,18 @@ class Model:
         """Probability (B,) float32 of rows that are catalogue rows already; shapes as in `Batch`, numpy int64.
 
         Histories may be longer than max_history. Scored in batches of the size of an evaluation batch.
+        Raises UserError for arrays that don't fit each other, and rows that the catalogues don't have.
         """
+        whole = Batch(
+            history=_tensor(history),
+            offsets=_tensor(offsets),
+            user=_tensor(user),
+            candidates=_tensor(candidates),
+            history_index=_tensor(history_index),
+            label=torch.zeros(len(candidates)),
+            context=None if context is None else _tensor(context),
+        )
+        self.network.check(whole)
         start, end = offsets[:-1], offsets[1:]
         if self.max_history is not None:
             start = np.maximum(start, end - self.max_history)
@@ -212,6 +223,13 @@ class Model:
         answer = answer if self.calibration is None else self.calibration(answer)
         refuse_numbers(answer)
         return answer
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    """The same memory, where torch may have it."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.int64:
+        raise UserError(f"Rows must be numpy arrays of int64, and {array!r:.80} isn't one.")
+    return torch.from_numpy(np.require(array, requirements="W"))
 
 
 def _series(values: Sequence[Any], called: str) -> pl.Series:
