@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_dir
 
 from deepinterest.config import SCHEMAS, Distribution, Exclude, ExperimentConfig, HistoryTies, Quirks
 from deepinterest.errors import UserError
-from deepinterest.settings import register, typed
+from deepinterest.settings import implied, register, typed
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -298,3 +299,31 @@ def test_interpolations_and_null_are_resolved() -> None:
 def test_range_errors_name_the_full_key() -> None:
     with pytest.raises(UserError, match=r"model\.aux_negatives\.per_positive=0 is out of range: it must be at least 1"):
         load("model.aux_negatives.per_positive=0")
+
+
+def test_one_value_is_a_list_of_one() -> None:
+    words = ["data.behaviours=pv", "model.mlp=64", "data.columns.item_features=brand", "logger.tags=a"]
+    lists = ["data.behaviours=[pv]", "model.mlp=[64]", "data.columns.item_features=[brand]", "logger.tags=[a]"]
+    assert implied(words) == lists
+    others = [*lists, "data.behaviours=pv,buy", "data.path=pv", "explain.rows=null", "model.mlp=choice(1,2)", "seed=1"]
+    assert implied(others) == others
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("protocol=last_event", "protocol.targets_per_user.train=3"), "targets_per_user does nothing"),
+        (("protocol.negatives.time_window=0.1",), "time_window=0.1 does nothing"),
+        (("data=movielens", "data.path=a", "data.folder=b"), "data.folder=b does nothing"),
+        (("data=events", "data.path=a", "data.columns.item=user"), "data.columns.item names 'user', which"),
+        (("data=events", "data.path=a", "data.columns.timestamp=item"), "data.columns.timestamp names 'item', which"),
+        (("data.timezone=Mars",), "data.timezone=Mars is no time zone"),
+    ],
+)
+def test_settings_that_do_nothing_or_contradict(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        load(*words)
+
+
+def test_the_window_of_auxiliary_negatives_does_something() -> None:
+    load("model.aux_negatives.distribution=time_matched", "protocol.negatives.time_window=0.1")

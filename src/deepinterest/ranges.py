@@ -22,7 +22,7 @@ from deepinterest.config import (
     TemporalConfig,
     TrainerConfig,
 )
-from deepinterest.data import columns
+from deepinterest.data import checks
 from deepinterest.errors import UserError, nearest, short
 from deepinterest.launch import launched
 
@@ -32,7 +32,9 @@ MOST = 2**63 - 1  # what arrays count with
 def check(config: ExperimentConfig) -> None:
     """Raise a UserError for the first value that is out of its range."""
     _check_ranges(config, "")
-    columns.check(config.data)
+    checks.check(config.data)
+    auxiliary = getattr(config.model, "aux_negatives", None)
+    checks.check_protocol(config.protocol, auxiliary and auxiliary.distribution)
     protocol, logger = config.protocol, config.logger
     shares = isinstance(protocol, TemporalConfig | LabelledConfig)
     if shares and protocol.train_share + protocol.validation_share >= 1:

@@ -6,9 +6,11 @@ Nothing here imports torch, so that a wrong setting fails at once. The settings 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -65,7 +67,7 @@ def implied(arguments: list[str]) -> list[str]:
     The rows that task=predict reads are data=events; `sweep` means -m; a resumed sweep or run writes where it was.
     Raises UserError for sweep=wandb, which is a file for another command.
     """
-    arguments = list(arguments)
+    arguments = [_listed(word) for word in arguments]
     sweeps = [word for word in arguments if word.startswith(("sweep=", "sweep."))]
     if any("wandb" in re.split(r"\W+", word) for word in sweeps if word.startswith("sweep=")):
         raise UserError(
@@ -93,6 +95,28 @@ def completed(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and data.get("name") == "events":
         result["data"] = {"repeats": "keep", **data}
     return result
+
+
+def _listed(word: str) -> str:
+    """`data.behaviours=pv` as `data.behaviours=[pv]`: one value where a setting is a list."""
+    key, equals, value = word.partition("=")
+    plain = re.fullmatch(r"[\w.:/-]+", value) and value != "null"
+    return f"{key}=[{value}]" if equals and plain and key.lstrip("+") in _lists() else word
+
+
+@cache
+def _lists() -> set[str]:
+    """The settings that are lists, whatever is chosen in each group."""
+    chosen = [(f"{group}.", schema) for group, schemas in SCHEMAS.items() for schema in schemas.values()]
+    return {key for prefix, schema in [("", ExperimentConfig), *chosen] for key in _lists_of(schema, prefix)}
+
+
+def _lists_of(schema: type, prefix: str) -> Iterator[str]:
+    for name, kind in get_type_hints(schema).items():
+        if any(get_origin(part) is list for part in (kind, *get_args(kind))):
+            yield f"{prefix}{name}"
+        elif is_dataclass(kind) and isinstance(kind, type):
+            yield from _lists_of(kind, f"{prefix}{name}.")
 
 
 def restored(settings: dict[str, Any]) -> ExperimentConfig:

@@ -64,6 +64,33 @@ def sentence(reviews: Path, metadata: Path | None = None, **settings: Any) -> st
     return text
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"year": 2018}, "data.year=2018 does nothing without data.category"),
+        ({"five_core": True}, "data.five_core=True does nothing without data.category"),
+        ({"folder": "x"}, "data.folder=x does nothing without data.category"),
+        ({"item_category": ItemCategory.brand}, "data.item_category=brand does nothing without data.metadata"),
+        ({"buckets": 5}, "data.buckets=5 does nothing with data=amazon"),
+    ],
+)
+def test_settings_that_do_nothing(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
+    assert words in sentence(write(tmp_path / "reviews.json", REVIEWS), **settings)
+
+
+def test_swapped_files_are_named_with_their_folder(tmp_path: Path) -> None:
+    reviews, metadata = write(tmp_path / "r.json", REVIEWS), write(tmp_path / "m.json", METADATA)
+    assert f"give it by data.metadata={metadata}." in sentence(metadata, reviews)
+    assert f"give it by data.reviews={reviews}." in sentence(reviews, reviews)
+
+
+def test_utf_16_and_pipes(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_bytes("\n".join(map(as_json, REVIEWS)).encode("utf-16-le"))
+    assert f"{path} is text in UTF-16" in sentence(path)
+    assert "data.reviews is '/dev/zero', a device and no file" in sentence(Path("/dev/zero"))
+
+
 # ------------------------------------------------------------------------------------------------------------- formats
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepinterest.config import MovieLensConfig, MovieLensVersion
+from deepinterest.config import LabelledConfig, LeaveLastOutConfig, MovieLensConfig, MovieLensVersion, ProtocolConfig
 from deepinterest.data import sources, store
 from deepinterest.data.events import Events
 from deepinterest.data.sources import movielens
@@ -246,7 +246,7 @@ def test_empty_and_missing_files(name: str, tmp_path: Path) -> None:
 def test_missing_header(tmp_path: Path) -> None:
     files = {**FILES["25m"], "ratings.csv": FILES["25m"]["ratings.csv"].partition(b"\n")[2]}
     text = sentence(folder_of(files, tmp_path))
-    assert "ratings.csv, line 1: there is no column 'userId', only '7, 1, 4.0, 881250949'" in text
+    assert "ratings.csv, line 1: there is no column 'userId', only 7, 1, 4.0, 881250949: give" in text
 
 
 def test_several_data_sets_in_a_folder(tmp_path: Path) -> None:
@@ -297,6 +297,23 @@ def test_version_is_found_or_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_every_version_has_an_address() -> None:
     assert set(movielens.SHA256) < set(MovieLensVersion.__members__)
     assert all(len(checksum) == 64 for checksum in movielens.SHA256.values())
+
+
+def test_hints_name_the_settings_of_movielens(tmp_path: Path) -> None:
+    path = folder_of(FILES["25m"], tmp_path / "all")
+    text = sentence(MovieLensConfig(path=str(path), label="rating>=0.5"))
+    assert "is 1 in all" in text and "set data.label to null" in text and "data.columns" not in text
+
+    def prepare(protocol: ProtocolConfig) -> str:
+        cache = str(tmp_path / "cache")
+        return sentence(MovieLensConfig(path=str(path)), lambda data: store.prepare(data, protocol, cache))
+
+    for protocol, words in ((LabelledConfig(), "rating>=4"), (LeaveLastOutConfig(), "take more of the source")):
+        said = prepare(protocol)
+        assert words in said and "data.columns" not in said
+    for call in (sources.load, sources.fingerprint):
+        text = sentence(MovieLensConfig(path=str(path), folder=str(tmp_path)), call)
+        assert f"data.folder={tmp_path} does nothing beside data.path" in text
 
 
 def test_path_or_version() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import polars as pl
 import pytest
 
 from deepinterest.config import Behaviour, LeaveLastOutConfig, TaobaoConfig
-from deepinterest.data import sources, store
+from deepinterest.data import sources, store, text_file
 from deepinterest.data.events import Events
 from deepinterest.data.sources import taobao
 from deepinterest.errors import UserError
@@ -131,11 +132,38 @@ def test_blank_lines_are_counted(end: bytes, tmp_path: Path) -> None:
     assert events.dropped == {**OUTSIDE, "blank lines": 3}
 
 
-def test_line_cut_in_its_time_is_left_out(tmp_path: Path) -> None:
-    for cut in range(1, 9):
-        events = read(write(tmp_path, TEXT + f"2,12,5,pv,{FIRST + 70}"[:-cut].encode()))
-        assert events.frame.rows() == EVENTS
-        assert events.dropped == {**OUTSIDE, "before data.first_time": 3}
+def test_line_cut_in_its_time(tmp_path: Path) -> None:
+    last = f"2,12,5,pv,{FIRST + 70}"
+    for name in ("UserBehavior.csv", "UserBehavior.csv.gz"):
+        for cut in (1, 5, 8, 9):
+            path = write(tmp_path, TEXT + last[:-cut].encode(), name)
+            assert f"{path}, line {len(LINES) + 1}: time is {last[10:-cut]!r}" in sentence(path, first_time=None)
+        assert read(write(tmp_path, TEXT + last.encode(), name)).frame.height == len(EVENTS) + 1
+    early = write(tmp_path, TEXT + b"2,12,5,pv,15\n")  # a whole line says what it means
+    assert read(early).dropped == {**OUTSIDE, "before data.first_time": 3}
+
+
+def test_a_small_gz_of_zeros_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_file, "LONGEST", 1 << 21)
+    for number, content in enumerate((b"", TEXT)):
+        path = write(tmp_path, content + bytes(1 << 25), f"{number}.csv.gz")
+        line = 1 + len(LINES) * number
+        assert f"{path}, line {line}: the line is longer than 2,097,152 bytes" in sentence(path)
+    assert "line 1: it begins with bytes of 0" in sentence(write(tmp_path, bytes(100)))
+    assert "is text in UTF-16" in sentence(write(tmp_path, TEXT.decode().encode("utf-16")))
+
+
+def test_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for call in (sources.load, sources.fingerprint):
+        assert f"data.path is '{tmp_path / 'pipe.csv'}', a pipe and no file" in sentence(tmp_path / "pipe.csv", call)
+        assert "data.path is '/dev/zero', a device and no file" in sentence(Path("/dev/zero"), call)
+
+
+def test_times_are_of_the_zone(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert read(path, timezone="UTC").dropped["before data.first_time"] == 5
+    assert "data.timezone=Peking is no time zone" in sentence(path, timezone="Peking")
 
 
 @pytest.mark.parametrize("name", ["UserBehavior.csv", "UserBehavior.csv.gz", "UserBehavior.csv.zip"])
@@ -152,7 +180,6 @@ def test_line_cut_in_its_time_is_left_out(tmp_path: Path) -> None:
         (b"2,9999999999,6,pv,1511539210", "item is '9999999999' and no whole number below 2**31"),
         (b"2,11,6,pv,2017-11-25 10:00:00", "time is '2017-11-25 10:00:00' and no whole number"),
         (b'"2",11,6,pv,1511539210', "user is '\"2\"' and no whole number"),
-        (b"\x00\x00\x00", "1 columns where 5"),
         (b"2,11,6,\xff,1511539210", "is no UTF-8 text"),
     ],
 )

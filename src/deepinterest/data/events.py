@@ -14,6 +14,7 @@ from deepinterest.errors import UserError, some
 
 REQUIRED = ("user", "item", "timestamp")
 LABEL = "label"
+LABEL_KEY = "data.columns.label"  # the setting that names it, but with data=movielens
 COUNT, KINDS = "__count", "__kinds"  # columns of `value_counts` and `most_frequent`; no feature is called so
 DRAWS = 1 << 16  # random numbers at a time
 NOT_SAMPLED = "of users that data.limit_users leaves out"
@@ -92,6 +93,7 @@ class Events:
         user_features: Sequence[str] = (),
         context_features: Sequence[str] = (),
         label: str | None = None,
+        label_key: str = LABEL_KEY,
     ) -> Events:
         """Check, sample and sort `frame`; raises UserError for a missing column, no rows, or a null.
 
@@ -101,6 +103,7 @@ class Events:
             repeats: of user, item and time are kept, or dropped; a source drops its own where it knows better.
             limit_users: keep a sample of so many users, of those with a positive where there is a label.
             user_features, context_features: columns of `frame`, like item_features; floats for a quantity.
+            label_key: the setting that chose the label, for errors.
             label: the column (0 and 1, or booleans, no nulls) that tells touches from impressions in vain. With it
                 `frame` keeps both, for protocol=labelled; all other protocols leave label 0 out and count it.
         """
@@ -120,7 +123,9 @@ class Events:
                 f"{name}: column 'timestamp' is of type {frame['timestamp'].dtype}: give whole milliseconds since 1970."
             )
         if label:
-            frame = frame.with_columns(labels(frame[label], Where(name), f"column {label!r}").alias(LABEL))
+            frame = frame.with_columns(
+                labels(frame[label], Where(name), f"column {label!r}", key=label_key).alias(LABEL)
+            )
             columns = [*REQUIRED, *features, LABEL]
         for feature in features:
             frame = frame.with_columns(quantity(frame[feature], Where(name)))
@@ -199,7 +204,7 @@ def quantity(values: pl.Series, where: Where) -> pl.Series:
     return values.fill_nan(None)
 
 
-def labels(values: pl.Series, where: Where, called: str, both: bool = True) -> pl.Series:
+def labels(values: pl.Series, where: Where, called: str, both: bool = True, key: str = LABEL_KEY) -> pl.Series:
     """0 and 1 as UInt8; raises UserError with the row of anything else, and with `both` if only one of them occurs."""
     refuse_nulls(values, where, called)
     numbers = values.cast(pl.Float64, strict=False) if not values.dtype.is_nested() else pl.Series([None] * len(values))
@@ -208,16 +213,16 @@ def labels(values: pl.Series, where: Where, called: str, both: bool = True) -> p
         row = int(wrong.arg_max() or 0)
         raise UserError(f"{where}: {called} holds {values[row]!r} in {where.row(row)}: labels must be 0 or 1.")
     if both:
-        refuse_one_label(int(numbers.sum()), len(values), where, called)
+        refuse_one_label(int(numbers.sum()), len(values), where, called, key)
     return numbers.cast(pl.UInt8)
 
 
-def refuse_one_label(ones: int, rows: int, where: Where | str, called: str) -> None:
+def refuse_one_label(ones: int, rows: int, where: Where | str, called: str, key: str = LABEL_KEY) -> None:
     """Raise UserError where all labels are the same."""
     if ones in (0, rows):
         raise UserError(
             f"{where}: {called} is {int(ones > 0)} in all {rows} rows: a label needs both 0 and 1; "
-            "set data.columns.label to null if every row is an event."
+            f"set {key} to null if every row is an event."
         )
 
 

@@ -18,6 +18,7 @@ from deepinterest.config import (
     EventFileConfig,
     LabelledConfig,
     LastEventConfig,
+    MovieLensConfig,
     ProtocolConfig,
     SyntheticConfig,
 )
@@ -211,8 +212,8 @@ def _read(data: DataConfig, protocol: ProtocolConfig, scratch: Path) -> Events:
         events = events.positives()
     elif not events.labelled:
         raise UserError(
-            f"protocol=labelled needs labels of 0 and 1, and data={data.name} has none: name the column that holds "
-            "them (data=events data.columns.label=...), or take another protocol."
+            f"protocol=labelled needs labels of 0 and 1, and data={data.name} has none: {_labels_by(data)}, or take "
+            "another protocol."
         )
     events = keep_core(events, data.core)
     fewest = MINIMUM_EVENTS.get(protocol.name, 2)
@@ -225,13 +226,26 @@ def _read(data: DataConfig, protocol: ProtocolConfig, scratch: Path) -> Events:
     kept = events.frame.filter(pl.Series(np.repeat(~few, lengths)))
     if kept.is_empty():
         raise UserError(
-            f"No user of {events.name} has {fewest} events or more, which protocol={protocol.name} needs; "
-            "check that data.columns.user names the user's column."
+            f"No user of {events.name} has {fewest} events or more, which protocol={protocol.name} needs"
+            f"{_check_users(data)}."
         )
     events.dropped[f"of users with fewer than {fewest} events"] = int(lengths[few].sum())
     events.notes[f"users with fewer than {fewest} events"] = int(few.sum())
     events.frame = kept
     return events
+
+
+def _labels_by(data: DataConfig) -> str:
+    if isinstance(data, MovieLensConfig):
+        return "say which ratings have 1 ('data.label=\"rating>=4\"')"
+    where = "data" if isinstance(data, EventFileConfig) else "data=events data"
+    return f"name the column that holds them ({where}.columns.label=...)"
+
+
+def _check_users(data: DataConfig) -> str:
+    if isinstance(data, EventFileConfig):
+        return f"; check that data.columns.user={data.columns.user} is the column of the users"
+    return ": take more of the source, or another protocol"
 
 
 def _history_lengths(log: Log, samples: Samples, most: int) -> dict[str, int]:

@@ -94,8 +94,9 @@ def prepare(
 
     Raises UserError for whatever is wrong with the source, and for a cache folder that can't be written.
     """
+    source = sources.fingerprint(data)
     identity = {
-        "source": sources.fingerprint(data),
+        "source": source,
         "data": {key: value for key, value in _plain(asdict(data)).items() if key not in HOW},
         "protocol": _plain(asdict(protocol)),
         "code": _code_hash(),
@@ -112,7 +113,7 @@ def prepare(
                 log.warning("%s is damaged (%s); it is prepared anew.", folder, ", ".join(damaged(folder)))
                 os.replace(folder, _emptied(folder.with_name(f".damaged-{folder.name}")))  # a run may still read it
             if not folder.is_dir():
-                _prepare(folder, data, protocol, stage)
+                _prepare(folder, data, protocol, stage, source)
     except Exception as error:
         reason = no_room(error) or (isinstance(error, OSError) and (error.strerror or str(error)))
         if not reason:
@@ -123,14 +124,27 @@ def prepare(
     return folder
 
 
-def _prepare(folder: Path, data: DataConfig, protocol: ProtocolConfig, stage: Callable[[str], object]) -> None:
-    """Fill `folder`, under its lock. Only a kill leaves something beside it, and the next to come here clears that."""
+def _prepare(
+    folder: Path,
+    data: DataConfig,
+    protocol: ProtocolConfig,
+    stage: Callable[[str], object],
+    source: dict[str, Any],
+) -> None:
+    """Fill `folder`, under its lock. Only a kill leaves something beside it, and the next to come here clears that.
+
+    Raises UserError where the source isn't what its fingerprint `source` says any more.
+    """
     _emptied(folder.with_name(f".damaged-{folder.name}"))
     beside = _emptied(folder.with_name(f".preparing-{folder.name}"))
     scratch = folder.with_name(f".partitions-{getattr(data, 'partitions', 1)}-{folder.name}")
     beside.mkdir()
     try:
         write(beside, data, protocol, stage, scratch)
+        if sources.fingerprint(data) != source:
+            raise UserError(
+                f"The source of data={data.name} has changed while it was read: run again when nothing writes to it."
+            )
         os.replace(beside, folder)
     except Exception as error:
         if isinstance(error, OSError | UserError) or no_room(error):

@@ -125,12 +125,22 @@ def refuse_binary(path: Path, where: str) -> None:
     """Raise UserError for a file whose first line isn't UTF-8 text of a sensible length."""
     with path.open("rb") as file:
         first = file.readline(LONGEST + 1)
+    refuse_utf_16(first, where)
+    if b"\0" in first[:1024]:
+        raise UserError(f"{where}, line 1: it begins with bytes of 0 and is no text: fetch or write the file anew.")
+    if len(first) > LONGEST:
+        raise UserError(too_long(where, 1))
+
+
+def too_long(where: str, line: int) -> str:
+    """What to say of a line that no file of rows has."""
+    return f"{where}, line {line}: the line is longer than {LONGEST:,} bytes, so it holds no rows of text."
+
+
+def refuse_utf_16(first: bytes, where: str) -> None:
+    """Raise UserError for a file that begins as text in UTF-16 does, with its mark or without."""
     if first.startswith(UTF_16) or first[1:2] == b"\0" != first[:1]:
         raise UserError(f"{where} is text in UTF-16: write it anew as UTF-8.")
-    if b"\0" in first[:1024]:
-        raise UserError(f"{where} begins with bytes of 0 and is no text: fetch or write the file anew.")
-    if len(first) > LONGEST:
-        raise UserError(f"{where}, line 1: the line is longer than {LONGEST:,} bytes: is it one record?")
 
 
 def refuse_other_encodings(path: Path, where: str) -> None:

@@ -25,7 +25,7 @@ from deepinterest.data.samples import Samples
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
 from deepinterest.report import plots
-from deepinterest.report.run_folder import card_table
+from deepinterest.report.run_folder import card_table, shown
 
 CHUNK = 2_000_000  # events or groups at a time
 MOST_BINS = 400  # of time in a plot
@@ -55,7 +55,7 @@ def show(console: Console, card: dict[str, Any]) -> None:
     table = Table("what", "why", title="Dropped and mended")
     table.add_column("count", justify="right")
     for key, count in losses.items():
-        table.add_row(*key.split(": ", 1), f"{count:,}" if isinstance(count, int) else str(count))
+        table.add_row(*map(shown, key.split(": ", 1)), f"{count:,}" if isinstance(count, int) else str(count))
     if not losses:
         table.add_row("nothing", "", "0")
     console.print(table)

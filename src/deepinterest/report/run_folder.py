@@ -17,10 +17,11 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.table import Table
+from rich.text import Text
 
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.store import Store
-from deepinterest.errors import UserError
+from deepinterest.errors import UserError, visible
 from deepinterest.models.network import AttentionNetwork
 from deepinterest.report import plots
 from deepinterest.training import scores
@@ -179,11 +180,16 @@ def _commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
+def shown(text: str) -> Text:
+    """A text of the user's for the terminal, as it is: neither rich nor the terminal obeys what it holds."""
+    return Text(visible(text))
+
+
 def card_table(card: dict[str, Any]) -> Table:
     """The data card for the terminal."""
     table = Table(title="Data card", show_header=False)
     for key, value in card.items():
-        table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(shown(key), f"{value:,}" if isinstance(value, int) else shown(str(value)))
     return table
 
 

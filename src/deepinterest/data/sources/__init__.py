@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deepinterest.config import DataConfig
+from deepinterest.data import checks
 from deepinterest.data.events import Events
 from deepinterest.data.sources import (
     amazon,
@@ -46,4 +47,5 @@ def _source(config: DataConfig) -> tuple[Callable[[Any], Events], Callable[[Any]
     if config.name not in SOURCES:
         *others, last = sorted(SOURCES)
         raise UserError(f"data.name is {config.name!r}: choose {', '.join(others)} or {last}.")
+    checks.check(config)
     return SOURCES[config.name]

@@ -24,11 +24,12 @@ import numpy as np
 import polars as pl
 
 from deepinterest.config import AmazonConfig, ItemCategory
+from deepinterest.data import paths
 from deepinterest.data.download import fetch, raw_folder
 from deepinterest.data.events import Events
 from deepinterest.data.sources import json_lines
 from deepinterest.data.sources.json_lines import Field
-from deepinterest.errors import UserError
+from deepinterest.errors import UserError, some
 
 SITE_2014 = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 SITE_2018 = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2"
@@ -139,12 +140,7 @@ def _found(folder: Path, url: str) -> Path:
 
 
 def _existing(given: str, key: str) -> Path:
-    path = Path(given).expanduser()
-    if path.is_dir():
-        raise UserError(f"{key} is {str(path)!r}, a folder: give one file.")
-    if not path.is_file():
-        raise UserError(f"{key} is {str(path)!r}, and there is no such file: correct the path.")
-    return path
+    return paths.file(given, key)
 
 
 # ------------------------------------------------------------------------------------------------------------- formats
@@ -159,7 +155,7 @@ def _reviews_format(path: Path, records: list[dict[str, Any]]) -> Format:
         year = "2018" if keys & ONLY_2018 else "2014" if keys & ONLY_2014 else "2014 or 2018"
         return Format(year, {"user": Field("reviewerID"), "item": Field("asin"), "time": Field("unixReviewTime")})
     if keys & {"asin", "parent_asin"}:
-        raise UserError(f"{path} holds metadata ({_some(keys)}), no reviews: give it by data.metadata={path.name}.")
+        raise UserError(f"{path} holds metadata ({_some(keys)}), no reviews: give it by data.metadata={path}.")
     raise UserError(
         f"{path} holds no reviews: line 1 and those after it have {_some(keys)}, "
         "and neither reviewerID (2014, 2018) nor user_id and parent_asin (2023): correct data.reviews."
@@ -170,7 +166,7 @@ def _metadata_format(path: Path, records: list[dict[str, Any]], which: ItemCateg
     """Of the first records; raises UserError if they are no metadata."""
     keys = set().union(*records)
     if keys & {"reviewerID", "user_id"}:
-        raise UserError(f"{path} holds reviews ({_some(keys)}), no metadata: give it by data.reviews={path.name}.")
+        raise UserError(f"{path} holds reviews ({_some(keys)}), no metadata: give it by data.reviews={path}.")
     if "parent_asin" in keys:
         year, item = "2023", Field("parent_asin")
         paths, main, brand = Field("categories", False, 1), Field("main_category", False), Field("store", False)
@@ -201,7 +197,7 @@ def _metadata_format(path: Path, records: list[dict[str, Any]], which: ItemCateg
 
 
 def _some(keys: set[str]) -> str:
-    return ", ".join(sorted(map(str, keys))[:12]) or "no fields"
+    return some(sorted(map(str, keys))) if keys else "no fields"
 
 
 # -------------------------------------------------------------------------------------------------------------- values

@@ -161,7 +161,6 @@ def files(config: EventFileConfig) -> list[Path]:
 
     A name of a file that is there is no pattern, whatever characters it has.
     """
-    columns.check(config)
     if not glob.has_magic(config.path) or Path(config.path).expanduser().exists():
         return [_existing(config)]
     found = [Path(name) for name in sorted(glob.glob(str(Path(config.path).expanduser()), recursive=True))]

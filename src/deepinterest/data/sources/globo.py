@@ -12,11 +12,12 @@ from typing import Any
 import polars as pl
 
 from deepinterest.config import EventColumns, EventFileConfig, GloboConfig, Repeats
+from deepinterest.data import paths
 from deepinterest.data.download import raw_folder
 from deepinterest.data.events import Events
 from deepinterest.data.sources import event_file, raw_files
 from deepinterest.data.sources.raw_files import Column, RawFiles, Table
-from deepinterest.errors import UserError
+from deepinterest.errors import UserError, some
 
 SITE = "https://www.kaggle.com/datasets/gspmoreira/news-portal-user-interactions-by-globocom"
 HOUR = re.compile(r"clicks_hour_(\d+)\.csv")
@@ -85,15 +86,15 @@ def fingerprint(config: GloboConfig) -> dict[str, Any]:
 
 
 def _path(config: GloboConfig) -> Path:
-    path = Path(config.path).expanduser() if config.path is not None else raw_folder(config.name)
-    if path.exists():
-        return path
-    if config.path is None:
+    if config.path is not None:
+        return paths.file_or_folder(config.path, "data.path")
+    path = raw_folder(config.name)
+    if not path.exists():
         raise UserError(
             f"There are no clicks of Globo.com in {path}: put clicks_hour_NNN.csv and {ARTICLES} there, or name their "
             f"folder or zip by data.path. They are to be had, with an account, at {SITE}."
         )
-    raise UserError(f"data.path is {str(path)!r}, and there is no such file or folder: correct the path.")
+    return path
 
 
 def _as_published(path: Path) -> bool:
@@ -117,9 +118,8 @@ def _hours(files: RawFiles) -> list[str]:
     names = sorted((name for name in files.names if HOUR.fullmatch(name)), key=lambda name: (len(name), name))
     for missing, there in (("clicks_hour_NNN.csv", bool(names)), (ARTICLES, ARTICLES in files)):
         if not there:
-            held = ", ".join(files.names)[:200] or "nothing"
             raise UserError(
-                f"{files.path} holds no {missing}, only {held}: data.path must name a folder or zip with "
+                f"{files.path} holds no {missing}, only {some(files.names)}: data.path must name a folder or zip with "
                 f"clicks_hour_NNN.csv and {ARTICLES}, as at {SITE}, or one table of user, item, timestamp and category."
             )
     return names

@@ -23,12 +23,12 @@ import polars as pl
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
+from deepinterest.data.text_file import LONGEST, refuse_utf_16
 from deepinterest.errors import UserError
 
 BLOCK = 1 << 21  # bytes, after unpacking
 PIECE = 1 << 20  # bytes that are read at once
 PACKED = 1 << 15  # the same of a gz; what comes out is small enough for memory that is used again and again
-LONGEST = 1 << 26  # bytes of a line
 SAMPLED = 100  # lines that tell a file's format
 GZIP = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
@@ -157,7 +157,9 @@ def _pieces(path: Path) -> Iterator[bytes]:
         packed = raw.read(len(GZIP)) == GZIP
         raw.seek(0)
         pieces = _unpacked(raw) if packed else iter(lambda: raw.read(PIECE), b"")
-        yield next(pieces, b"").removeprefix(BOM)
+        first = next(pieces, b"")
+        refuse_utf_16(first, str(path))
+        yield first.removeprefix(BOM)
         yield from pieces
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from deepinterest.config import MovieLensConfig
+from deepinterest.data import paths
 from deepinterest.data.download import fetch, raw_folder
 from deepinterest.data.events import Events
 from deepinterest.data.sources import raw_files
@@ -98,6 +99,7 @@ def load(config: MovieLensConfig) -> Events:
         config.limit_users,
         config.ties,
         label="label" if compare else None,
+        label_key="data.label",
     )
     without = result.frame.filter(pl.col("category").is_null())["item"].n_unique()
     if without:
@@ -109,9 +111,7 @@ def fingerprint(config: MovieLensConfig) -> dict[str, Any]:
     """Of the files that `load` reads, which are fetched if need be; raises UserError if they can't be."""
     _label(config.label)
     known = [name for form in FORMATS for name in (form.ratings, form.movies)]
-    path = _path(config)
-    if not path.exists():
-        raise UserError(f"data.path is {str(path)!r}, and there is no such file or folder: correct the path.")
+    path = paths.file_or_folder(_path(config), "data.path")
     return raw_files.fingerprint(path, config.name, lambda name: name in known)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import tempfile
 import zipfile
 import zlib
@@ -15,7 +16,8 @@ from typing import Any, NoReturn, Protocol
 
 import polars as pl
 
-from deepinterest.errors import UserError
+from deepinterest.data import paths, text_file
+from deepinterest.errors import UserError, some
 
 BOM = b"\xef\xbb\xbf"
 DEPTH = ("*", "*/*", "*/*/*")  # how deep a folder is searched
@@ -32,6 +34,17 @@ class RawFile:
     path: Path
     where: str
 
+    def last_line(self) -> bytes:
+        """As it stands in the file, with its end if it has one; of a very long one the end."""
+        with self.path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            return file.read().splitlines(keepends=True)[-1]
+
+    def lines(self) -> int:
+        """How many there are, the last one whether it has an end or not."""
+        with self.path.open("rb") as file:
+            return sum(1 for _ in file)
+
 
 class RawFiles(AbstractContextManager["RawFiles"]):
     """The files of a folder or a zip, or one file, plain or gz.
@@ -41,7 +54,7 @@ class RawFiles(AbstractContextManager["RawFiles"]):
     """
 
     def __init__(self, path: Path, key: str = "data.path") -> None:
-        self.path, self.key = path, key
+        self.path, self.key = paths.file_or_folder(path, key), key
         self._entries: dict[str, list[Path | str]] = {}  # by name without folder; paths, or names in the zip
         self._unpacked: dict[str, RawFile] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -50,8 +63,6 @@ class RawFiles(AbstractContextManager["RawFiles"]):
                 for file in sorted(path.glob(pattern)):
                     if file.is_file():
                         self._entries.setdefault(file.name, []).append(file)
-        elif not path.is_file():
-            raise UserError(f"{key} is {str(path)!r}, and there is no such file or folder: correct the path.")
         elif path.stat().st_size == 0:
             raise UserError(f"{path} is empty: fetch it anew or correct {key}.")
         elif path.suffix.lower() == ".zip":
@@ -82,7 +93,9 @@ class RawFiles(AbstractContextManager["RawFiles"]):
         if len(entries) > 1:
             raise UserError(f"{self.path} holds {name} {len(entries)} times: name the folder of one by {self.key}.")
         if name not in self._unpacked:
-            self._unpacked[name] = self._unpack(entries[0], name)
+            file = self._unpack(entries[0], name)
+            text_file.refuse_binary(file.path, file.where)
+            self._unpacked[name] = file
         return self._unpacked[name]
 
     def _unpack(self, entry: Path | str, name: str) -> RawFile:
@@ -96,22 +109,29 @@ class RawFiles(AbstractContextManager["RawFiles"]):
         with self._readable():
             if isinstance(entry, str):
                 with zipfile.ZipFile(self.path) as archive, archive.open(entry) as member:
-                    self._copy(member, target)
+                    self._copy(member, target, f"{self.path}, {name}")
             else:
                 with gzip.open(entry) as member:
-                    self._copy(member, target)
+                    self._copy(member, target, str(entry))
         where = f"{self.path}, {name}" if isinstance(entry, str) else str(entry)
         if target.stat().st_size == 0:
             raise UserError(f"{where} is empty: fetch it anew.")
         return RawFile(target, where)
 
-    def _copy(self, source: Readable, target: Path) -> None:
+    def _copy(self, source: Readable, target: Path, where: str) -> None:
+        """Raises UserError for a line that no file has: a few bytes of gz may hold gigabytes without an end of line."""
         try:
             file = target.open("wb")
         except OSError as error:
             self._no_room(error, target)
+        lines = length = 0  # lines that have ended; bytes of the one that hasn't
         with file:
             while piece := source.read(1 << 20):
+                lines += piece.count(b"\n")
+                end = piece.rfind(b"\n") + 1
+                length = len(piece) - end + (0 if end else length)
+                if length > text_file.LONGEST:
+                    raise UserError(text_file.too_long(where, lines + 1))
                 try:
                     file.write(piece)
                 except OSError as error:
@@ -301,7 +321,7 @@ def header(file: RawFile, wanted: Sequence[Column], separator: str = ",") -> lis
     for name in typed:
         if name not in names:
             raise UserError(
-                f"{file.where}, line 1: there is no column {name!r}, only {', '.join(names)[:200]!r}: "
+                f"{file.where}, line 1: there is no column {name!r}, only {some(names)}: "
                 "give the file as it is published."
             )
     return [typed.get(name, Column(name)) for name in names]

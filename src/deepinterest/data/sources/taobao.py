@@ -5,22 +5,24 @@ Its 100 million lines are read once and in pieces, counted and kept at the same 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import polars as pl
 
 from deepinterest.config import Behaviour, TaobaoConfig
+from deepinterest.data import paths
 from deepinterest.data.download import raw_folder
 from deepinterest.data.events import Events
 from deepinterest.data.sources import raw_files
-from deepinterest.data.sources.raw_files import Column, RawFiles, Table
-from deepinterest.errors import UserError
+from deepinterest.data.sources.raw_files import Column, RawFile, RawFiles, Table
+from deepinterest.errors import UserError, some
 
 FILE = "UserBehavior.csv"
 SITE = "https://tianchi.aliyun.com/dataset/649"
-BEIJING = timezone(timedelta(hours=8))
+DIGITS = 10  # of a time in seconds
 
 COLUMNS = (
     Column("user", pl.Int32),
@@ -37,7 +39,9 @@ def load(config: TaobaoConfig) -> Events:
     chosen = {behaviour.value for behaviour in config.behaviours}
     path = _path(config)
     with RawFiles(path) as files:
-        table = Table([files.file(_name(files))], COLUMNS)
+        file = files.file(_name(files))
+        _refuse_cut_time(file)
+        table = Table([file], COLUMNS)
         time, behaviour = pl.col("time"), pl.col("behaviour")
         early = time < first if first is not None else pl.lit(False)
         late = time > last if last is not None else pl.lit(False)
@@ -62,6 +66,17 @@ def load(config: TaobaoConfig) -> Events:
     return Events.build(frame, ["category"], path.name, dropped, config.seed, config.limit_users, config.ties)
 
 
+def _refuse_cut_time(file: RawFile) -> None:
+    """Raise UserError where the last line has no end and too few digits of a time: the file is cut within it."""
+    last = file.last_line()
+    fields = last.decode(errors="replace").split(",")
+    if not last.endswith(b"\n") and len(fields) == len(COLUMNS) and len(fields[-1].strip()) < DIGITS:
+        raise UserError(
+            f"{file.where}, line {file.lines()}: time is {fields[-1]!r}, less than {DIGITS} digits, and the last line "
+            "has no end: the file is cut short. Fetch the file anew or mend the line."
+        )
+
+
 def fingerprint(config: TaobaoConfig) -> dict[str, Any]:
     """Of the file; raises UserError if it is missing."""
     _limits(config)
@@ -70,10 +85,7 @@ def fingerprint(config: TaobaoConfig) -> dict[str, Any]:
 
 def _path(config: TaobaoConfig) -> Path:
     if config.path is not None:
-        path = Path(config.path).expanduser()
-        if not path.exists():
-            raise UserError(f"data.path is {str(path)!r}, and there is no such file or folder: correct the path.")
-        return path
+        return paths.file_or_folder(config.path, "data.path")
     folder = raw_folder(config.name)
     for ending in ("", ".zip", ".gz"):
         if (folder / f"{FILE}{ending}").is_file():
@@ -93,14 +105,12 @@ def _name(files: RawFiles) -> str:
         return files.names[0]
     if len(tables) == 1:
         return tables[0]
-    raise UserError(
-        f"{files.path} holds no {FILE}, only {', '.join(files.names)[:200] or 'nothing'}: correct data.path."
-    )
+    raise UserError(f"{files.path} holds no {FILE}, only {some(files.names)}: correct data.path.")
 
 
 def _limits(config: TaobaoConfig) -> tuple[int | None, int | None]:
     """First and last second, both kept."""
-    first, last = _second("first_time", config.first_time, False), _second("last_time", config.last_time, True)
+    first, last = _second(config, "first_time"), _second(config, "last_time")
     if first is not None and last is not None and first > last:
         raise UserError(
             f"data.first_time={config.first_time} is after data.last_time={config.last_time}: nothing lies between."
@@ -108,7 +118,8 @@ def _limits(config: TaobaoConfig) -> tuple[int | None, int | None]:
     return first, last
 
 
-def _second(key: str, text: str | None, end: bool) -> int | None:
+def _second(config: TaobaoConfig, key: str) -> int | None:
+    text: str | None = getattr(config, key)
     if text is None:
         return None
     try:
@@ -117,7 +128,7 @@ def _second(key: str, text: str | None, end: bool) -> int | None:
         raise UserError(
             f"data.{key}={text} is no time: write a date such as 2017-11-25, or a time such as 2017-11-25T18:00:00."
         ) from None
-    if end and len(text) <= len("2017-11-25"):
+    if key == "last_time" and len(text) <= len("2017-11-25"):
         time += timedelta(days=1, seconds=-1)
-    time = time if time.tzinfo else time.replace(tzinfo=BEIJING)
+    time = time if time.tzinfo else time.replace(tzinfo=ZoneInfo(config.timezone))
     return int(time.astimezone(UTC).timestamp())
