@@ -106,7 +106,7 @@ def _look_at_data(
     data_card.show(console, store.card)
     for text in advice(store.card, config.protocol):
         log.warning("%s", text)
-    data_card.write(folder, resolved, store, config.protocol.max_history)
+    data_card.write(folder, resolved, store, config.protocol.max_history, config.data.timezone)
     return _rows(store)
 
 

@@ -22,7 +22,6 @@ FLOAT = re.compile(
     r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(inf|Inf|INF))$"
     r"|\.(nan|NaN|NAN)$"
 )
-INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -103,11 +102,6 @@ def refuse_expressions(values: Any, where: str) -> None:
                 f"{where} has the setting {told}: an expression, and what comes from a file is read as plain text. "
                 "Write the value itself."
             )
-
-
-def visible(text: str) -> str:
-    """A text on one line; control characters and what turns the direction of writing as `\\x1b` or `\\u202e`."""
-    return INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def line(error: BaseException) -> str:

@@ -49,6 +49,28 @@ def samples(log: Log) -> Samples:
     )
 
 
+def test_plots_are_in_the_log_s_time_zone(log: Log, samples: Samples, store: Store) -> None:
+    """Events at 00:00:00.005 in UTC are of that day in Tokyo and of the day before in New York."""
+    assert data_card.events_per_time(log.time, 0, DAY, 3, "Asia/Tokyo").tolist() == [2, 1, 2]
+    assert data_card.events_per_time(log.time, -1, DAY, 3, "America/New_York").tolist() == [2, 1, 2]
+    assert data_card.rows_per_time(log, samples, -1, DAY, 3, "America/New_York")[0].tolist() == [2, 0, 5]
+    assert data_card.local(np.array([1_711_846_800_000]), "Europe/Berlin") == 1_711_846_800_000 + 7_200_000
+    back = np.array([1_729_990_500_000, 1_729_991_100_000])  # 2:55 in Berlin, and 2:05 ten minutes later
+    assert data_card.events_per_time(back, 28_833_245 + 120, 60_000, 5, "Europe/Berlin").sum() == 2
+    drawn = data_card.figures(store, 50, "Asia/Tokyo")
+    for name in ("activity", "label_rate"):
+        assert drawn[name].axes[-1].get_xlabel() == "time (Asia/Tokyo)"
+
+
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    card = {"source": "[/x]\x1b[31m.csv", "[red]a": "[bold]", "note: items with several values of [/x]": 3}
+    data_card.show(Console(width=100, force_terminal=True, color_system=None), card)
+    text = capsys.readouterr().out
+    for shown in ("[/x]\\x1b[31m.csv", "[red]a", "[bold]", "items with several values of [/x]"):
+        assert shown in text
+    assert "\x1b[31m" not in text
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 def test_counts(log: Log, samples: Samples, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_card, "CHUNK", chunk)

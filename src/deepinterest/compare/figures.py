@@ -15,7 +15,7 @@ from deepinterest.compare.groups import Block, Group
 from deepinterest.compare.runs import Run
 from deepinterest.compare.scoring import GRID, Findings
 from deepinterest.compare.tables import PARTS, part_aucs
-from deepinterest.plain import visible
+from deepinterest.errors import visible
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; darker where they would be faint on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#333333", "#8c564b", "#7f7f7f", "#6a3d9a")

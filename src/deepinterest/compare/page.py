@@ -8,7 +8,7 @@ from deepinterest.compare import figures
 from deepinterest.compare.groups import Block
 from deepinterest.compare.scoring import Findings
 from deepinterest.compare.tables import Cells, main_table, part_tables, remarks
-from deepinterest.plain import visible
+from deepinterest.errors import visible
 
 STYLE = """
 :root { color-scheme: light; }

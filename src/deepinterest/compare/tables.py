@@ -13,7 +13,7 @@ from rich.table import Table
 from deepinterest.compare.groups import OF_THE_HISTORY, Block, Group
 from deepinterest.compare.runs import Run
 from deepinterest.compare.scoring import Findings
-from deepinterest.plain import visible
+from deepinterest.errors import visible
 
 QUALITY = {"AUC": "test/auc", "GAUC": "test/gauc", "logloss": "test/logloss", "ECE": "test/ece"}
 COST = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ def show(console: Console, card: dict[str, Any]) -> None:
     console.print(table)
 
 
-def write(folder: Path, resolved: dict[str, Any], store: Store, max_history: int) -> list[Path]:
+def write(folder: Path, resolved: dict[str, Any], store: Store, max_history: int, zone: str = "UTC") -> list[Path]:
     """config.yaml, data_card.json and the plots; each beside its place and renamed. Returns the plots.
 
     Raises UserError where the folder can't be written.
@@ -74,7 +75,7 @@ def write(folder: Path, resolved: dict[str, Any], store: Store, max_history: int
         for name, text in texts.items():
             (folder / f".{name}").write_text(text)
             os.replace(folder / f".{name}", folder / name)
-        drawn = figures(store, max_history)
+        drawn = figures(store, max_history, zone)
         return [plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
     except OSError as error:
         raise UserError(
@@ -82,22 +83,22 @@ def write(folder: Path, resolved: dict[str, Any], store: Store, max_history: int
         ) from error
 
 
-def figures(store: Store, max_history: int) -> dict[str, Figure]:
-    """The plots by name."""
+def figures(store: Store, max_history: int, zone: str = "UTC") -> dict[str, Figure]:
+    """The plots by name; zone: whose clock the axes of time show, such as Europe/Berlin."""
     log, samples = store.log, store.samples
     times = [log.time, *(samples[name].time for name in SPLITS)]
-    first = min(int(time.min()) for time in times if time is not None)
-    last = max(int(time.max()) for time in times if time is not None)
+    ends = [end for time in times if time is not None for end in (time.min(), time.max())]
+    first, last = (int(local(np.array([end]), zone)[0]) for end in (min(ends), max(ends)))
     unit = unit_of(first, last)
     begin, width = first // BINS[unit], BINS[unit]
     bins = last // width - begin + 1
-    events = events_per_time(log.time, begin, width, bins)
-    rows = {name: rows_per_time(log, samples[name], begin, width, bins) for name in SPLITS}
+    events = events_per_time(log.time, begin, width, bins, zone)
+    rows = {name: rows_per_time(log, samples[name], begin, width, bins, zone) for name in SPLITS}
     return {
         "history_length": history_length({n: length_counts(log, samples[n]) for n in SPLITS}, max_history),
         "item_popularity": item_popularity(item_counts(log)),
-        "activity": activity(events, {name: counts for name, (counts, _) in rows.items()}, begin, unit),
-        "label_rate": label_rate(rows, begin, unit),
+        "activity": activity(events, {name: counts for name, (counts, _) in rows.items()}, begin, unit, zone),
+        "label_rate": label_rate(rows, begin, unit, zone),
     }
 
 
@@ -127,23 +128,38 @@ def unit_of(first: int, last: int) -> str:
     return next((name for name, width in BINS.items() if last // width - first // width < MOST_BINS), "century")
 
 
-def events_per_time(time: np.ndarray, begin: int, width: int, bins: int) -> np.ndarray:
-    """(bins,) int64 of times (E,)."""
+def local(time: np.ndarray, zone: str) -> np.ndarray:
+    """(n,) milliseconds since 1970 -> what a clock in `zone` shows then, as milliseconds of its own."""
+    if zone == "UTC":
+        return time
+    moments = pl.Series(time).cast(pl.Datetime("ms", "UTC"))
+    return moments.dt.convert_time_zone(zone).dt.replace_time_zone(None).dt.timestamp("ms").to_numpy()
+
+
+def events_per_time(time: np.ndarray, begin: int, width: int, bins: int, zone: str = "UTC") -> np.ndarray:
+    """(bins,) int64 of times (E,); bins are of the clock in `zone`."""
     counts = np.zeros(bins, dtype=np.int64)
     for part in _chunks(len(time)):
-        counts += np.bincount(time[part] // width - begin, minlength=bins)
+        counts += np.bincount(_bin(time[part], zone, begin, width, bins), minlength=bins)
     return counts
 
 
-def rows_per_time(log: Log, samples: Samples, begin: int, width: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
+def rows_per_time(
+    log: Log, samples: Samples, begin: int, width: int, bins: int, zone: str = "UTC"
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows and rows of label 1 by when they happened, (bins,) int64 each."""
     rows, positives = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.int64)
     for part in _chunks(len(samples)):
         label = samples.label[samples.candidate_offsets[part.start] : samples.candidate_offsets[part.stop]]
-        place = samples.row_time(log, part) // width - begin
+        place = _bin(samples.row_time(log, part), zone, begin, width, bins)
         rows += np.bincount(place, minlength=bins)
         positives += np.bincount(place[label == 1], minlength=bins)
     return rows, positives
+
+
+def _bin(time: np.ndarray, zone: str, begin: int, width: int, bins: int) -> np.ndarray:
+    # Clocks that are put back within the last hour show times beyond the last one.
+    return np.clip(local(time, zone) // width - begin, 0, bins - 1)
 
 
 def _chunks(size: int) -> Iterator[slice]:
@@ -183,7 +199,7 @@ def item_popularity(counts: np.ndarray) -> Figure:
     return figure
 
 
-def activity(events: np.ndarray, rows: dict[str, np.ndarray], begin: int, unit: str) -> Figure:
+def activity(events: np.ndarray, rows: dict[str, np.ndarray], begin: int, unit: str, zone: str = "UTC") -> Figure:
     """Events over time, and below the rows of each split: where the cuts are."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -196,13 +212,13 @@ def activity(events: np.ndarray, rows: dict[str, np.ndarray], begin: int, unit: 
         below.plot(times[shown], counts[shown], color=COLOURS[name], label=name, **_line(len(events)))
     below.set(ylabel=f"rows a {unit}", yscale="log")
     below.legend(frameon=False)
-    _dates(below)
+    _dates(below, zone)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def label_rate(rows: dict[str, tuple[np.ndarray, np.ndarray]], begin: int, unit: str) -> Figure:
+def label_rate(rows: dict[str, tuple[np.ndarray, np.ndarray]], begin: int, unit: str, zone: str = "UTC") -> Figure:
     """Share of rows with label 1 over time, a line for each split and its mean in the legend."""
     figure, axes = _axes(8, 3.5)
     for name, (counts, positives) in rows.items():
@@ -212,7 +228,7 @@ def label_rate(rows: dict[str, tuple[np.ndarray, np.ndarray]], begin: int, unit:
         axes.plot(times, positives[shown] / counts[shown], color=COLOURS[name], label=label, **_line(len(counts)))
     axes.set(title=f"Label rate by {unit} of the target", ylabel="share of label 1", ylim=(0, 1))
     axes.legend(frameon=False)
-    _dates(axes)
+    _dates(axes, zone)
     return figure
 
 
@@ -231,7 +247,8 @@ def _line(bins: int) -> dict[str, Any]:
     return {"linewidth": 1.5, "marker": "." if bins < 60 else None}
 
 
-def _dates(axes: Axes) -> None:
+def _dates(axes: Axes, zone: str) -> None:
     locator = AutoDateLocator()
+    axes.set_xlabel(f"time ({zone})")
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from deepinterest.plain import visible
+from deepinterest.errors import visible
 from deepinterest.training import scores
 
 BLUE, GREY, RED = "#2f6db3", "#9aa3ad", "#c8553d"

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from deepinterest.config import EventColumns, EventFileConfig, ExperimentConfig, HistoryTies, TimestampUnit
 from deepinterest.data import store as prepared
@@ -25,7 +26,7 @@ from deepinterest.data.samples import ranges
 from deepinterest.data.text_file import no_column
 from deepinterest.data.values import ids
 from deepinterest.data.where import Where
-from deepinterest.errors import UserError, some
+from deepinterest.errors import UserError, some, visible
 from deepinterest.serving import checkpoint
 from deepinterest.serving.files import Input, Output
 from deepinterest.serving.model import Model
@@ -55,12 +56,12 @@ def run(config: ExperimentConfig, console: Console, device: torch.device) -> dic
     columns = Columns.of(file, config.data, model)
     histories = None
     if columns.history is None:
-        with console.status(f"Preparing {model.config.data.name}"):
+        with console.status(Text(f"Preparing {model.config.data.name}")):
             histories = Histories.of(model.config, config.paths.cache, read.vocabulary_hash)
     begin = time.perf_counter()
     scorer = Scorer(model, file, columns, histories, config.data)
     kinds = file.kinds(columns.ids) if output.path.suffix.lower() == ".parquet" else {}
-    with output, console.status(f"Scoring {file.path.name}"):
+    with output, console.status(Text(visible(f"Scoring {file.path.name}"))):
         for frame in scorer.scored():
             output.write(frame.cast(kinds))  # type: ignore[arg-type]
         if not scorer.counts["rows"]:
