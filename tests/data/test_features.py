@@ -25,7 +25,7 @@ from deepinterest.config import (
     Refresh,
     TemporalConfig,
 )
-from deepinterest.data import store
+from deepinterest.data import sources, store
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.events import Events
 from deepinterest.data.layout_export import export
@@ -230,7 +230,7 @@ def test_context_does_not_bring_back_the_order_of_the_file() -> None:
 )
 def test_settings_that_cannot_be(change: dict[str, Any], words: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        event_file.load(source(tmp_path, **change))
+        sources.load(source(tmp_path, **change))
     for word in words:
         assert word in str(error.value)
 

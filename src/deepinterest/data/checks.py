@@ -76,8 +76,6 @@ def _check_event_file(config: EventFileConfig) -> None:
         )
     if config.ray_address is not None and config.engine is not Engine.ray:
         raise _unused(f"data.ray_address={config.ray_address}", "without data.engine=ray")
-    if config.buckets != _default(config, "buckets") and not columns.features(config):
-        raise _unused(f"data.buckets={config.buckets}", "without features: name columns in data.columns")
 
 
 def _check_roles(config: EventFileConfig) -> None:
