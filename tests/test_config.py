@@ -317,6 +317,7 @@ def test_one_value_is_a_list_of_one() -> None:
         (("data=movielens", "data.path=a", "data.folder=b"), "data.folder=b does nothing"),
         (("data=events", "data.path=a", "data.columns.item=user"), "data.columns.item names 'user', which"),
         (("data=events", "data.path=a", "data.columns.timestamp=item"), "data.columns.timestamp names 'item', which"),
+        (("data=events", "data.path=a", "data.columns.item_features=['^.*$']"), "'^.*$', a name that means something"),
         (("data.timezone=Mars",), "data.timezone=Mars is no time zone"),
     ],
 )

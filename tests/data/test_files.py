@@ -272,7 +272,9 @@ def test_unsigned_numbers_of_64_bits(kind: int, tmp_path: Path) -> None:
     """Beyond what a signed number holds: ids, and nanoseconds in the year 2300."""
     large = [2**63 + 7, 2**63 + 7, 5]
     late = pl.Series([10_413_792_000_000_000_007] * 3, dtype=pl.UInt64)
-    frame = three(user=pl.Series(large, dtype=pl.UInt64), item=pl.Series(large, dtype=pl.UInt64), timestamp=late)
+    frame = three(
+        user=pl.Series(large, dtype=pl.UInt64), item=pl.Series([*large[1:], 5], dtype=pl.UInt64), timestamp=late
+    )
     found = load(both_kinds(frame, tmp_path)[kind])
     assert found["user"].to_list() == ["5", str(2**63 + 7), str(2**63 + 7)]
     assert found["timestamp"].to_list() == [10_413_792_000_000] * 3

@@ -90,7 +90,8 @@ def _check_roles(config: EventFileConfig) -> None:
                 f"data.columns.{role} names {name!r}, which data.columns.{taken[name]} names already: a column has "
                 "one part to play, so leave it out of one of them."
             )
-        if role in columns.FEATURE_ROLES and (name in reserved or name.startswith("__")):
+        feature = role in columns.FEATURE_ROLES
+        if (feature and (name in reserved or name.startswith("__"))) or (name[:1] == "^" and name[-1:] == "$"):
             raise UserError(
                 f"data.columns.{role} names {name!r}, a name that means something else here: rename the column."
             )
