@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ from deepinterest.data.advice import advice
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.layout_export import export
 from deepinterest.data.store import STAGES, Store
-from deepinterest.errors import UserError, no_room
+from deepinterest.errors import Interrupted, UserError, no_room
 from deepinterest.nn import sharded
 from deepinterest.nn.embedding import Features
 from deepinterest.report import data_card, explain, probing, run_folder
@@ -166,7 +168,7 @@ def _train_and_test(
     if logger:
         logger.log_hyperparams({"data_card": store.card})
     lost = LostProcess(folder)
-    with _ended(logger, lost, folder):
+    with _ended(logger, lost, folder, store):
         curves, speed = Curves(), Throughput()
         watching = debug.callbacks(config, data, folder, console) if training else []
         trainer = make_trainer(config, folder, data, logger, [curves, speed, lost, *watching])
@@ -210,8 +212,17 @@ def _train_and_test(
 
 
 @contextmanager
-def _ended(logger: Any, lost: LostProcess, folder: Path) -> Iterator[None]:
-    """Around training: what a lost process or a full disk leaves behind becomes a sentence; the logger is finished."""
+def _ended(logger: Any, lost: LostProcess, folder: Path, store: Store) -> Iterator[None]:
+    """Around training: what ends it from outside becomes a sentence; the logger is finished.
+
+    That is a lost process, a full disk, prepared data that somebody deletes, or Ctrl-C where training is over.
+    """
+
+    def stopped(number: int, frame: Any) -> None:
+        raise Interrupted(f"Ctrl-C stopped the run. {naming.again(folder)}", number)
+
+    main = threading.current_thread() is threading.main_thread()  # Lightning takes a KeyboardInterrupt without a word
+    before = signal.signal(signal.SIGINT, stopped) if main else None
     failed = True
     torch.set_flush_denormal(True)  # rows long untouched decay into denormals, which are slow
     try:
@@ -222,10 +233,16 @@ def _ended(logger: Any, lost: LostProcess, folder: Path) -> Iterator[None]:
             raise UserError(said) from error
         if reason := no_room(error):
             raise UserError(f"Results could not be written to {folder}: {reason}. Make room and run again.") from error
+        if isinstance(error, FileNotFoundError) and not store.folder.is_dir():
+            raise UserError(
+                f"The prepared data {store.folder} were deleted while the run used them. {naming.again(folder)}"
+            ) from error
         raise
     finally:
         lost.end()
         torch.set_flush_denormal(False)
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
         loggers.finish(logger, int(failed))
 
 

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from deepinterest.config import DataConfig, ProtocolConfig
@@ -36,6 +37,7 @@ from deepinterest.errors import UserError, no_room
 __all__ = ["SPLITS", "STAGES", "Store", "load", "prepare"]
 
 log = logging.getLogger(__name__)
+PATIENCE = 3.0  # seconds that a process waits for another one without a word
 HOW = ("partitions", "engine", "ray_address")  # settings that don't change the result
 _whole: dict[Path, int] = {}  # folders that this process has checked, and when they were written
 
@@ -108,7 +110,7 @@ def prepare(
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{folder.name}.lock"):
+        with _locked(root / f"{folder.name}.lock"):
             if folder.is_dir() and not _fine(folder):
                 log.warning("%s is damaged (%s); it is prepared anew.", folder, ", ".join(damaged(folder)))
                 os.replace(folder, _emptied(folder.with_name(f".damaged-{folder.name}")))  # a run may still read it
@@ -122,6 +124,21 @@ def prepare(
             f"Prepared data could not be written to {root}: {reason}. Name another folder by paths.cache=…"
         ) from error
     return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone with the folder that the lock is of; a process that has to wait says for what."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        log.warning("Another process prepares the same data and holds %s; waiting until it is done.", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _prepare(

@@ -124,7 +124,12 @@ class Checkpoints(Checkpoint):
             self._stop(trainer)
 
     def _refuse(self, trainer: L.Trainer) -> None:
-        """Raise a UserError where weights are no numbers: they would take the place of those that are."""
+        """Raise a UserError where the folder is gone, or where weights are no numbers: good ones would be lost."""
+        if self._agreed(trainer, not self.folder.is_dir()):
+            raise UserError(
+                f"The run folder {self.folder} was deleted while the run trained, so there is no place to save it: "
+                "start the run again"
+            )
         if self._agreed(trainer, not finite(trainer.lightning_module)):
             raise diverged("Some weights are no numbers", trainer.lightning_module)
 

@@ -66,6 +66,13 @@ def going_on(folder: Path) -> str:
     return shlex.join(["python", "run.py", f"resume={folder}", *words])
 
 
+def again(folder: Path) -> str:
+    """What a user does about a run that ended early."""
+    if (folder / "last.ckpt").is_file():
+        return f"The run goes on by: {going_on(folder)}"
+    return "Nothing was saved yet: start it again"
+
+
 def in_sweep() -> bool:
     """Whether this is a job of a sweep, ours or an agent's: several may share a terminal."""
     if os.environ.get(AGENT) or os.environ.get(JOB):
