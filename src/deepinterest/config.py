@@ -563,13 +563,13 @@ class LoggerConfig:
     mode: LoggerMode = LoggerMode.auto
     project: str = "deepinterest"
     tags: list[str] = field(default_factory=list)
-    init_timeout: float = ranged(8.0, above=0)  # seconds, online; then offline
+    init_timeout: float = ranged(8.0, above=0, high=86_400)  # seconds, online; then offline
 
 
 @dataclass
 class EvaluationConfig:
     gauc_weights: GaucWeights = GaucWeights.impressions
-    ece_bins: int = ranged(15, low=1)
+    ece_bins: int = ranged(15, low=1, high=10_000)
 
 
 @dataclass

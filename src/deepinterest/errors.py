@@ -93,7 +93,31 @@ def sentence(error: BaseException) -> str | None:
         return _one_line(error)
     if reason := no_room(error):
         return f"{getattr(error, 'filename', None) or 'a file'} could not be written: {reason}. Make room and run again"
+    return _exhausted(error)
+
+
+def _exhausted(error: BaseException) -> str | None:
+    """What to do where the system or torch gave no more memory or files; None where an error means something else."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    for one in chain:
+        if getattr(one, "errno", None) in (errno.EMFILE, errno.ENFILE) or "too many open files" in str(one).lower():
+            return f"Too many open files: this process may have {_open_files()}. Raise the limit, as by ulimit -n 4096"
+        if isinstance(one, MemoryError) or re.search(r"can't allocate memory|CUDA out of memory", str(one)):
+            return (
+                f"There isn't enough memory ({short(_one_line(one), 200) or 'it gave none'}). Set trainer.batch_size, "
+                "trainer.eval_batch_size or the model's widths lower, or take fewer users (data.limit_users)"
+            )
     return None
+
+
+def _open_files() -> str:
+    if sys.platform == "win32":
+        return "no more"
+    import resource
+
+    return f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,} (ulimit -n)"
 
 
 def no_room(error: BaseException) -> str | None:

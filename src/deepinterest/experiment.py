@@ -34,7 +34,7 @@ from deepinterest.resuming import start_of
 from deepinterest.serving import predict, vocabulary
 from deepinterest.serving.checkpoint import read as read_checkpoint
 from deepinterest.serving.checkpoint import refuse_misfit
-from deepinterest.training import calibration, loggers, naming, peak, tuning
+from deepinterest.training import calibration, loggers, naming, needs, peak, tuning
 from deepinterest.training.callbacks import Curves, Throughput
 from deepinterest.training.checkpoints import Checkpoints, state_of, take_best
 from deepinterest.training.lost import LostProcess
@@ -257,6 +257,8 @@ def _model(config: ExperimentConfig, store: Store, settings: dict[str, Any] | No
     )
     if config.quirks.first_user_for_unknown:
         features = features.without_unknown_user()
+    if config.task in (Task.train, Task.tune):
+        needs.check(config, store, features)
     return ClickModel(
         models.build(features, config.model, config.quirks),
         config.optimizer,

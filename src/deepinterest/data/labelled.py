@@ -25,7 +25,9 @@ from deepinterest.data.protocols import (
 from deepinterest.data.samples import Samples, ranges
 from deepinterest.data.vocabulary import Vocabulary
 from deepinterest.errors import UserError
+from deepinterest.machine import check_memory
 
+ROW = 13  # bytes: a target's event, its candidate, its label
 CHUNK = 50_000  # groups at a time
 
 
@@ -52,6 +54,8 @@ def draw(log: Log, protocol: ProtocolConfig, seed: int, stage: Callable[[str], o
     stage("splitting")
     cut = split(log, protocol, seed)
     stage("drawing negatives")
+    rows = sum(map(len, cut.targets.values())) * (1 + protocol.negatives.per_positive)
+    check_memory(ROW * rows, f"{rows:,} rows", "set protocol.negatives.per_positive or targets_per_user lower")
     sampler = NegativeSampler(log, cut.seen, protocol.negatives)
     samples = {}
     for number, name in enumerate(SPLITS):

@@ -17,6 +17,7 @@ import polars as pl
 from deepinterest.config import SyntheticConfig
 from deepinterest.data.events import Events
 from deepinterest.errors import UserError
+from deepinterest.machine import check_memory
 
 START_MS = 1_672_531_200_000  # 2023-01-01 UTC
 YEAR_MS = 365 * 24 * 3600 * 1000
@@ -26,6 +27,7 @@ SHORTEST = 4  # events of a user
 def generate(config: SyntheticConfig) -> Events:
     """Draw all users; the items are integers. Raises UserError if there are more interests than rings."""
     _check(config)
+    _check_memory(config)
     rng = np.random.default_rng(config.seed)
     low = max(SHORTEST, config.events_per_user // 2)
     lengths = rng.integers(low, max(low, config.events_per_user * 3 // 2) + 1, size=config.users)
@@ -97,6 +99,17 @@ def _check(config: SyntheticConfig) -> None:
             f"data.interests is {config.interests} but there are only {config.rings} rings (data.rings): "
             "a user's interests are distinct rings, so lower the one or raise the other."
         )
+
+
+def _check_memory(config: SyntheticConfig) -> None:
+    events = config.users * (config.events_per_user * 3 // 2)
+    categories = (config.rings + 1) * config.ring_length
+    walks = config.users * config.rings  # numbers drawn for each user's choice of rings
+    check_memory(
+        40 * events + 16 * walks + 64 * categories + 24 * config.items_per_category,
+        "These synthetic events",
+        "set data.users, events_per_user, rings, ring_length or items_per_category lower",
+    )
 
 
 def _popularity(config: SyntheticConfig) -> np.ndarray:
