@@ -190,6 +190,7 @@ def test_options_are_part_of_the_fingerprint(partitions: int, tmp_path: Path) ->
     for name in ("item.npy", "time.npy", "card.json"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
     assert store.prepare(replace(config, timezone="UTC"), protocol, str(tmp_path / "cache")) != whole
+    assert store.load(whole).card["first_time"] == "2024-01-01 00:00:00 Asia/Tokyo"
 
 
 # --------------------------------------------------------------------------------------------------- columns and values
@@ -337,6 +338,22 @@ def test_no_regular_file(tmp_path: Path) -> None:
     os.symlink("/dev/zero", tmp_path / "zero.csv")
     assert f"'{tmp_path / 'pipe.csv'}', a pipe and no file" in refusal(tmp_path / "pipe.csv")
     assert f"'{tmp_path / 'zero.csv'}', a device and no file" in refusal(tmp_path / "zero.csv")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_an_arrow_file_that_is_cut_while_it_is_read(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory-mapped, it would end the process by SIGBUS."""
+    path, select = tmp_path / "a.arrow", pl.LazyFrame.select
+    log(1, 200_000).write_ipc(path)
+
+    def cut(frame: pl.LazyFrame, *columns: Any) -> pl.LazyFrame:
+        os.truncate(path, int(path.stat().st_size * share))
+        return select(frame, *columns)
+
+    monkeypatch.setattr(pl.LazyFrame, "select", cut)
+    assert "cannot be read as .arrow" in refusal(path)
 
 
 @pytest.mark.parametrize("partitions", [1, 2])

@@ -97,8 +97,8 @@ def write(
         **({"impressions": events.frame.height} if events.labelled else {}),
         "events": len(log),
         "repeat_events": _repeat_events(log),
-        "first_time": _date(times.min()),
-        "last_time": _date(times.max()),
+        "first_time": _date(times.min(), data.timezone),
+        "last_time": _date(times.max(), data.timezone),
         "users": len(users),
         **held.known(),
         **held.described(),
@@ -274,8 +274,9 @@ def _repeat_events(log: Log) -> int:
     return repeats
 
 
-def _date(milliseconds: np.integer) -> str:
-    return str(np.datetime64(int(milliseconds), "ms").astype("datetime64[s]")).replace("T", " ") + " UTC"
+def _date(milliseconds: np.integer, zone: str) -> str:
+    moment = pl.Series([int(milliseconds)]).cast(pl.Datetime("ms", "UTC")).dt.convert_time_zone(zone)
+    return f"{moment.dt.strftime('%Y-%m-%d %H:%M:%S')[0]} {zone}"
 
 
 def _likelihood_ratio(

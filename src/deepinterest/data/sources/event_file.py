@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.dataset
 
 from deepinterest.config import EventFileConfig
 from deepinterest.data import columns, paths
@@ -28,7 +30,8 @@ def _scan_ndjson(path: Path) -> pl.LazyFrame:
 
 
 def _scan_ipc(path: Path) -> pl.LazyFrame:
-    return pl.scan_ipc(path, glob=False)
+    # Polars maps such files into memory: a file cut short while it is read would end the process by a signal.
+    return pl.scan_pyarrow_dataset(pyarrow.dataset.dataset(path, format="ipc"))
 
 
 SCANNERS: dict[str, Callable[[Path], pl.LazyFrame]] = {
@@ -203,7 +206,7 @@ def _read(path: Path, config: EventFileConfig, text: TextFile | None, may_be_emp
             _refuse_twice(text, named)
         chosen = [*(pl.col(column).alias(role) for role, column in keys.items()), *(pl.col(name) for name in features)]
         frame = scan.select(chosen).collect()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError, ValueError) as error:
         reason = (text.fault() if text else None) or said(error)
         raise UserError(
             f"{path} cannot be read as {path.suffix.lower()} ({reason}): write it anew or correct data.path."
