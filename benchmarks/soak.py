@@ -240,7 +240,9 @@ class Soak:
     def _train(self, number: int) -> tuple[dict[str, float], str]:
         """Go on with the run, watch it, kill one of its processes, and wait for the end of the others."""
         last = self.run / "last.ckpt"
-        words = [f"resume={self.run}"] if last.is_file() else [*self._common(), f"hydra.run.dir={self.run}"]
+        words = [f"resume={self.run}"] if last.is_file() else [
+            *self._common(), "overwrite=true", f"hydra.run.dir={self.run}"
+        ]  # fmt: skip
         began = self._saved()
         log = (self.folder / "train.log").open("w")
         with log:
@@ -277,6 +279,7 @@ class Soak:
             f"checkpoint={self.run / 'last.ckpt'}",
             *self._common(),
             f"hydra.run.dir={self.evaluation}",
+            "overwrite=true",
         ]
         with (self.folder / "test.log").open("w") as log:
             code = self._start([word for word in words if not word.startswith("model=")], log).wait()

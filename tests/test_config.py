@@ -189,7 +189,10 @@ def test_mistake_in_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
 
 FAKE = f"""
 import json, os, runpy, sys, types
+from deepinterest.folders import RunFolder
 def run(config, resolved):
+    with RunFolder(config, resolved) as place:
+        place.take()
     if config.seed == 2:
         raise RuntimeError("out of luck")
     assert resolved["task"] == "train"

@@ -641,6 +641,7 @@ class ExperimentConfig:
     # task=test, probe, predict, explain: the checkpoint to look at; task=train: the one to go on from, in a new folder
     checkpoint: str | None = None
     resume: str | None = None  # the folder of a run that was cut off: it goes on there
+    overwrite: bool = False  # of a run folder that holds another run's results, delete what that run wrote
     output: str | None = None  # task=predict: the scores, .parquet or .csv
     data: Any = MISSING
     protocol: Any = MISSING

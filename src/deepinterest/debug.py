@@ -8,12 +8,12 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import lightning as L
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from deepinterest.atomic import beside
 from deepinterest.config import DebugConfig, ExperimentConfig
 from deepinterest.data.advice import advice
 from deepinterest.data.batch import Batch
@@ -306,14 +307,12 @@ class Profile(Callback):
         self.content["operations"] = operations  # milliseconds of the CPU, over all traced steps
         try:
             if traced is not None:
-                plain = self.folder / ".trace.json"
-                traced.export_chrome_trace(str(plain))
-                with plain.open("rb") as source, gzip.open(self.folder / ".trace.json.gz", "wb", 3) as target:
-                    shutil.copyfileobj(source, target)
-                plain.unlink()
-                os.replace(self.folder / ".trace.json.gz", self.folder / "trace.json.gz")
-            (self.folder / ".profile.json").write_text(json.dumps(self.content, indent=2))
-            os.replace(self.folder / ".profile.json", self.folder / "profile.json")
+                with beside(self.folder / "trace.json.gz") as packed, NamedTemporaryFile(dir=self.folder) as plain:
+                    traced.export_chrome_trace(plain.name)
+                    with gzip.open(packed, "wb", 3) as target:
+                        shutil.copyfileobj(plain, target)
+            with beside(self.folder / "profile.json") as own:
+                own.write_text(json.dumps(self.content, indent=2))
         except OSError as error:
             raise UserError(
                 f"The profile could not be written to {self.folder}: {error.strerror or error}. "

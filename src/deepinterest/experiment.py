@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -21,15 +20,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deepinterest import debug, kernels, machine, models
+from deepinterest.atomic import beside
 from deepinterest.config import CalibrationName, ExperimentConfig, Tables, Task
 from deepinterest.data.advice import advice
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.layout_export import export
 from deepinterest.data.store import STAGES, Store
 from deepinterest.errors import Interrupted, UserError, no_room
+from deepinterest.folders import RunFolder
 from deepinterest.nn import sharded
 from deepinterest.nn.embedding import Features
-from deepinterest.report import data_card, explain, probing, run_folder
+from deepinterest.report import data_card, explain, probing, run_folder, terminal
 from deepinterest.resuming import start_of
 from deepinterest.serving import predict, vocabulary
 from deepinterest.serving.checkpoint import read as read_checkpoint
@@ -44,6 +45,7 @@ from deepinterest.training.trainer import calm, check_device, compiled, device_o
 
 log = logging.getLogger(__name__)
 SUMMARY = "auc", "gauc", "logloss"
+BYTES = 12  # of a parameter in a checkpoint: itself and Adam's two means
 
 
 def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
@@ -53,12 +55,17 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         resolved: the whole config as plain values, for the run folder and the logger.
     Returns: the content of metrics.json; of other tasks than train and test, what they found.
     """
+    with RunFolder(config, resolved) as place:
+        return _run(config, resolved, place)
+
+
+def _run(config: ExperimentConfig, resolved: dict[str, Any], place: RunFolder) -> dict[str, float]:
     begin = time.perf_counter()
     peak.start()
-    folder = run_folder.create(config.paths.run)
     calm()
     machine.check(config.trainer)
-    console = Console(stderr=True, quiet=bool(getattr(rank_zero_only, "rank", 0)))  # of several processes one speaks
+    quiet = bool(getattr(rank_zero_only, "rank", 0))  # of several processes one speaks
+    console, results = terminal.progress(quiet), terminal.results(quiet)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     kernels.use(config.trainer.kernel)
@@ -67,15 +74,27 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
         check_device(config.trainer)
     L.seed_everything(config.seed, verbose=False)
     if config.task is Task.predict:
-        return predict.run(config, console, device_of(config.trainer))
+        found = predict.run(config, console, device_of(config.trainer))
+        place.take()
+        return found
+    trains_or_tests = config.task in (Task.train, Task.test)
+    if trains_or_tests and not quiet:
+        loggers.check(config.logger)
+    if config.task in (Task.test, Task.probe, Task.explain):
+        read_checkpoint(str(config.checkpoint))  # says so at once where it can't be read
     data = _data(config, console)
+    if config.task not in (Task.prepare, Task.data):
+        debug.shrink(data.store, config.debug, config.trainer.batch_size, config.data.seed)
+    folder = place.take()
+    if not quiet:
+        run_folder.write_json(folder / "data_card.json", data.store.card)
     if config.task in (Task.prepare, Task.data):
-        return _look_at_data(config, resolved, data.store, folder, console)
-    debug.shrink(data.store, config.debug, config.trainer.batch_size, config.data.seed)
-    console.print(run_folder.card_table(data.store.card))
-    if config.task in (Task.train, Task.test):
-        return _train_and_test(config, resolved, data, folder, console, begin)
-    return _look_at_model(config, resolved, data, folder, console)
+        return _look_at_data(config, resolved, data.store, folder, results)
+    if not (trains_or_tests and naming.in_sweep()):  # a sweep shows the card of each data set once
+        results.print(run_folder.card_table(data.store.card))
+    if trains_or_tests:
+        return _train_and_test(config, resolved, data, place, results, begin)
+    return _look_at_model(config, resolved, data, folder, console, results)
 
 
 def _data(config: ExperimentConfig, console: Console) -> InteractionData:
@@ -99,13 +118,13 @@ def _data(config: ExperimentConfig, console: Console) -> InteractionData:
 
 
 def _look_at_data(
-    config: ExperimentConfig, resolved: dict[str, Any], store: Store, folder: Path, console: Console
+    config: ExperimentConfig, resolved: dict[str, Any], store: Store, folder: Path, results: Console
 ) -> dict[str, float]:
     """task=prepare and task=data."""
     if config.task is Task.prepare:
         print(store.folder)
         return {}
-    data_card.show(console, store.card)
+    data_card.show(results, store.card)
     for text in advice(store.card, config.protocol):
         log.warning("%s", text)
     data_card.write(folder, resolved, store, config.protocol.max_history, config.data.timezone)
@@ -113,7 +132,12 @@ def _look_at_data(
 
 
 def _look_at_model(
-    config: ExperimentConfig, resolved: dict[str, Any], data: InteractionData, folder: Path, console: Console
+    config: ExperimentConfig,
+    resolved: dict[str, Any],
+    data: InteractionData,
+    folder: Path,
+    console: Console,
+    results: Console,
 ) -> dict[str, float]:
     """task=export_reference, tune, probe and explain; the last two of a trained model."""
     store = data.store
@@ -129,7 +153,7 @@ def _look_at_model(
     if config.task is Task.probe:
         with console.status("Probing"):
             found = probing.run(trained, data, folder, config.seed)
-        console.print(probing.table(found))
+        results.print(probing.table(found))
         log.info(found["summary"])
         return probing.metrics(found)
     explained, page = explain.run(trained, data, folder, config.explain, config.seed)
@@ -145,12 +169,12 @@ def _train_and_test(
     config: ExperimentConfig,
     resolved: dict[str, Any],
     data: InteractionData,
-    folder: Path,
-    console: Console,
+    place: RunFolder,
+    results: Console,
     begin: float,
 ) -> dict[str, float]:
     """task=train, from the start or from where a run stopped, and task=test."""
-    store, training = data.store, config.task is Task.train
+    store, folder, training = data.store, place.path, config.task is Task.train
     log.info("%s on %s, seed %d, in %s", config.model.name, config.data.name, config.seed, folder)
     start = start_of(config)
     identity = None
@@ -161,6 +185,8 @@ def _train_and_test(
         model.calibration = None  # that was learned after training
         identity = state_of(start)["logger"]
         take_best(start, folder)
+    if training:
+        place.refuse_full(BYTES * sharded.size(model))
 
     name, group = naming.run_name(config, start), naming.group_of(config, start)
     tagged = replace(config.logger, tags=naming.tags_of(config))
@@ -170,7 +196,7 @@ def _train_and_test(
     lost = LostProcess(folder)
     with _ended(logger, lost, folder, store):
         curves, speed = Curves(), Throughput()
-        watching = debug.callbacks(config, data, folder, console) if training else []
+        watching = debug.callbacks(config, data, folder, results) if training else []
         trainer = make_trainer(config, folder, data, logger, [curves, speed, lost, *watching])
         if training:
             if trainer.is_global_zero:
@@ -188,12 +214,12 @@ def _train_and_test(
         trainer.test(best, datamodule=data, verbose=False)
         costs = {
             "seconds": time.perf_counter() - begin + speed.before,
-            "train/seconds": speed.seconds,
-            "samples_per_s": speed.samples_per_second,
-            "steps": float(trainer.global_step),
             "parameters": float(sharded.size(model)),
             **peak.memory(),
         }
+        if training:
+            costs["train/seconds"], costs["samples_per_s"] = speed.seconds, speed.samples_per_second
+            costs["steps"] = float(trainer.global_step)
         probes = run_folder.probes(store)
         metrics = best.scores | probes | costs
         _, label, probability = best.test_metrics.predictions()
@@ -204,9 +230,10 @@ def _train_and_test(
                 shown = {name: value for name, value in costs.items() if "/" not in name}
                 logger.log_metrics(probes | shown, trainer.global_step)
             predictions = run_folder.predictions(store, label, probability, data.test_dataloader().row_order())
-            run_folder.write(folder, resolved, store.card, metrics, curves.points, predictions, drawn)
+            run_folder.write(folder, resolved, metrics, curves.points, predictions, drawn)
             log.info("test auc %.4f, gauc %.4f, logloss %.4f", *(metrics[f"test/{m}"] for m in SUMMARY))
-            console.print(run_folder.metrics_table(metrics))
+            if not naming.in_sweep():
+                results.print(run_folder.metrics_table(metrics))
         sharded.finish(best.network)  # while process 0 draws, the others read rows for it
         return metrics
 
@@ -305,12 +332,10 @@ def _calibrate(model: ClickModel, name: CalibrationName, path: Path, write: bool
         return
     if write:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        beside = path.with_name(f".{path.name}")
         try:
-            torch.save({**state, "calibration": model.calibration.state()}, beside)
-            os.replace(beside, path)
+            with beside(path) as own:
+                torch.save({**state, "calibration": model.calibration.state()}, own)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-            beside.unlink(missing_ok=True)
             raise UserError(
                 f"The calibration could not be written to {path} ({error}). Make room and run again."
             ) from error

@@ -59,7 +59,7 @@ def joined(arguments: list[str]) -> list[str]:
         os.environ[START] = _of_job() if mine.by == "slurm" else _agreed(mine.rank)
     if mine.rank == 0:
         return arguments
-    return [*arguments, f"hydra.job.name=run_process_{mine.rank}", "hydra.output_subdir=null"]
+    return [*arguments, f"hydra.job.name=run_process_{mine.rank}"]
 
 
 def _of_job() -> str:
@@ -77,7 +77,7 @@ def _agreed(rank: int) -> str:
     try:
         store = TCPStore(address, port, is_master=False, timeout=PATIENCE)
         if rank == 0:
-            store.set(key, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+            store.set(key, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")  # no other run has the same microsecond
         return store.get(key).decode()
     except RuntimeError as error:
         raise UserError(

@@ -86,6 +86,10 @@ def check(config: ExperimentConfig) -> None:
     if config.resume is not None and (config.task is not Task.train or config.checkpoint is not None):
         what = f"task={config.task.name}" if config.checkpoint is None else f"checkpoint={config.checkpoint}"
         raise UserError(f"resume={config.resume} goes on with a training run and can't be given with {what}")
+    if config.resume is not None and config.overwrite:
+        raise UserError(
+            f"resume={config.resume} goes on with a run, and overwrite=true would delete it: leave one of them out"
+        )
     if config.task in (Task.test, Task.probe, Task.predict, Task.explain) and config.checkpoint is None:
         raise UserError(
             f"checkpoint is missing: task={config.task.name} needs one, checkpoint=outputs/runs/.../best.ckpt"

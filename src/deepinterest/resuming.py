@@ -14,7 +14,7 @@ from deepinterest.training.checkpoints import state_of
 
 # What a run may be given anew when it goes on, beside `config.HOST`: how long it runs, and what is told of it.
 FREE = (
-    "task", "resume", "checkpoint", "output", "sweep", "calibration", "evaluation", "embedding",
+    "task", "resume", "overwrite", "checkpoint", "output", "sweep", "calibration", "evaluation", "embedding",
     "trainer.max_epochs", "trainer.max_steps", "trainer.patience", "trainer.checkpoint_minutes", "debug.checks",
 )  # fmt: skip
 
@@ -81,7 +81,7 @@ def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> di
     paths = dict(settings["paths"])
     if settings["resume"] is not None:
         paths["run"] = str(Path(settings["resume"]).resolve())
-    own = {key: settings[key] for key in ("task", "resume", "checkpoint")}
+    own = {key: settings[key] for key in ("task", "resume", "overwrite", "checkpoint")}
     return {**settings, **{str(key): value for key, value in plain.items()}, **own, "paths": paths}
 
 

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from deepinterest import completion
+from deepinterest import completion, folders
 from deepinterest.config import SCHEMAS, ExperimentConfig
 from deepinterest.errors import UserError, meant, sentence, short
 from deepinterest.plain import EXPRESSION, leaves
@@ -35,6 +35,7 @@ def register() -> None:
             store.store(group=f"schema/{group}", name=name, node=schema)
     OmegaConf.register_new_resolver("choices", choices, replace=True)
     completion.install()
+    OmegaConf.register_new_resolver("run_folder", folders.of_command, replace=True)
 
 
 def choices(group: str) -> str:
@@ -80,7 +81,7 @@ def implied(arguments: list[str]) -> list[str]:
         arguments.insert(arguments.index(word), f"hydra.sweep.dir={word.partition('=')[2]}")
     runs = [word.partition("=")[2] for word in arguments if word.startswith("resume=")]
     if runs and "-m" not in arguments and "--multirun" not in arguments and Path(runs[-1].strip("'\"")).is_dir():
-        arguments += [f"hydra.run.dir={runs[-1]}", "hydra.output_subdir=null"]  # which keeps what the run began with
+        arguments.append(f"hydra.run.dir={runs[-1]}")
     if "task=predict" in arguments and not any(word.startswith(("data=", "experiment=")) for word in arguments):
         place = arguments.index("task=predict") + 1  # beside it: Hydra wants all settings in a row
         return [*arguments[:place], "data=events", *arguments[place:]]

@@ -157,7 +157,7 @@ def test_task_data(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFix
     card = json.loads((tmp_path / "run/data_card.json").read_text())
     assert found == {f"{name}_rows": card[f"{name}_rows"] for name in ("train", "validation", "test")}
     assert {path.stem for path in (tmp_path / "run").glob("*.png")} == PLOTS
-    shown = capsys.readouterr().err
+    shown = capsys.readouterr().out
     assert card["split_hash"] in shown
     assert "validation, unseen in training" in shown
     assert not list((tmp_path / "run").glob("*.ckpt"))

@@ -569,7 +569,7 @@ def test_slurm_tasks_share_a_folder(outside: pytest.MonkeyPatch) -> None:
     for name, value in SLURM.items():
         outside.setenv(name, value)
     outside.delenv(launch.START, raising=False)
-    assert launch.joined(["seed=1"]) == ["seed=1", "hydra.job.name=run_process_3", "hydra.output_subdir=null"]
+    assert launch.joined(["seed=1"]) == ["seed=1", "hydra.job.name=run_process_3"]
     assert os.environ.pop(launch.START) == "slurm_31_0"
     outside.setenv("SLURM_JOB_NAME", "interactive")
     assert launch.launched() is None

@@ -290,7 +290,7 @@ def test_killed_for_good(small: Callable[..., list[str]], cache: Path, tmp_path:
         return int(torch.load(last, weights_only=True, mmap=True)["global_step"]) if last.exists() else 0
 
     for target in sorted(moments.sample(range(1, steps - 50), count)):
-        arguments = [f"resume={run}"] if last.exists() else [*words, f"hydra.run.dir={run}"]
+        arguments = [f"resume={run}"] if last.exists() else [*words, "overwrite=true", f"hydra.run.dir={run}"]
         process = subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and saved() < target:
             time.sleep(0.02)

@@ -5,8 +5,6 @@ Everything is counted in chunks, so that a log of any size needs little memory.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from deepinterest.atomic import beside
 from deepinterest.data.log import Log
 from deepinterest.data.protocols import SPLITS
 from deepinterest.data.samples import Samples
@@ -63,18 +62,13 @@ def show(console: Console, card: dict[str, Any]) -> None:
 
 
 def write(folder: Path, resolved: dict[str, Any], store: Store, max_history: int, zone: str = "UTC") -> list[Path]:
-    """config.yaml, data_card.json and the plots; each beside its place and renamed. Returns the plots.
+    """config.yaml and the plots; each beside its place and renamed. Returns the plots.
 
     Raises UserError where the folder can't be written.
     """
-    texts = {
-        "config.yaml": OmegaConf.to_yaml(OmegaConf.create(resolved)),
-        "data_card.json": json.dumps(store.card, indent=2),
-    }
     try:
-        for name, text in texts.items():
-            (folder / f".{name}").write_text(text)
-            os.replace(folder / f".{name}", folder / name)
+        with beside(folder / "config.yaml") as own:
+            own.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
         drawn = figures(store, max_history, zone)
         return [plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
     except OSError as error:

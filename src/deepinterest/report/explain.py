@@ -7,7 +7,6 @@ probability after each event of the history. `../docs/explain.md` says how to re
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import polars as pl
 import torch
 from matplotlib.figure import Figure
 
+from deepinterest.atomic import beside
 from deepinterest.compare.figures import as_svg
 from deepinterest.compare.page import STYLE, escape
 from deepinterest.config import ExplainConfig
@@ -240,8 +240,8 @@ def run(
     try:
         for found, figure in zip(rows, figures, strict=True):
             plots.save(figure, folder / f"explain_{found.row}.png")
-        (folder / f".{PAGE}").write_text(page(model.name, rows, figures, remarks(model)), encoding="utf-8")
-        os.replace(folder / f".{PAGE}", folder / PAGE)
+        with beside(folder / PAGE) as own:
+            own.write_text(page(model.name, rows, figures, remarks(model)), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"Pictures could not be written to {folder}: {error.strerror or error}. Make room and run again."

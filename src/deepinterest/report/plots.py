@@ -6,7 +6,6 @@ Figures are built as objects, without pyplot: nothing is shared between them and
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from deepinterest.atomic import beside
 from deepinterest.errors import visible
 from deepinterest.training import scores
 
@@ -43,12 +43,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Writes a PNG at 120 dots per inch; `path` never holds half a picture. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(beside, format="png", dpi=120)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as own:
+        figure.savefig(own, format="png", dpi=120)
     return path
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 from rich.text import Text
 
+from deepinterest.atomic import beside
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError, visible
@@ -29,22 +28,8 @@ from deepinterest.training.callbacks import Curves
 from deepinterest.training.module import ClickModel
 
 ATTENTION_ROWS = 6  # test rows whose attention is drawn
+COUNTS = ("test/gauc_users", "test/gauc_users_dropped", "samples_per_s")  # shown as whole numbers
 CURVES = ("loss", "click_loss", "auxiliary_loss", "auc", "gauc", "logloss", "ece")  # drawn
-
-
-def create(path: str) -> Path:
-    """The folder, made and shown to be writable; raises UserError otherwise."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=folder, prefix=".writable-"):  # of several processes each has its own
-            pass
-    except OSError as error:
-        raise UserError(
-            f"The run folder {folder} can't be written: {error.strerror or error}. "
-            "Make room, or name another by paths.output=…"
-        ) from error
-    return folder
 
 
 def probes(store: Store) -> dict[str, float]:
@@ -127,7 +112,6 @@ def _attention_rows(model: ClickModel, network: AttentionNetwork, data: Interact
 def write(
     folder: Path,
     resolved: dict[str, Any],
-    card: dict[str, Any],
     metrics: dict[str, float],
     curves: dict[str, list[tuple[int, float]]],
     predictions: pl.DataFrame,
@@ -140,34 +124,41 @@ def write(
     texts = {
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(resolved)),
         "environment.json": json.dumps(environment, indent=2),
-        "data_card.json": json.dumps(card, indent=2),
         "curves.json": json.dumps({name: points for name, points in curves.items() if points}),
         "metrics.json": json.dumps(metrics, indent=2),
     }
     try:
         for title, figure in drawn.items():
             plots.save(figure, folder / f"{title}.png")
-        predictions.write_parquet(folder / ".predictions.parquet")
-        os.replace(folder / ".predictions.parquet", folder / "predictions.parquet")
+        with beside(folder / "predictions.parquet") as own:
+            predictions.write_parquet(own)
         for name, text in texts.items():
-            (folder / f".{name}").write_text(text)
-            os.replace(folder / f".{name}", folder / name)
+            with beside(folder / name) as own:
+                own.write_text(text)
     except OSError as error:
-        raise UserError(
-            f"Results could not be written to {folder}: {error.strerror or error}. Make room and run again."
-        ) from error
+        raise _no_room("Results", folder, error) from error
 
 
 def write_findings(folder: Path, name: str, content: dict[str, Any], figure: Figure) -> None:
     """NAME.png and NAME.json; raises UserError where there is no room."""
     try:
         plots.save(figure, folder / f"{name}.png")
-        (folder / f".{name}.json").write_text(json.dumps(content, indent=2))
-        os.replace(folder / f".{name}.json", folder / f"{name}.json")
     except OSError as error:
-        raise UserError(
-            f"{name}.json could not be written to {folder}: {error.strerror or error}. Make room and run again."
-        ) from error
+        raise _no_room(f"{name}.png", folder, error) from error
+    write_json(folder / f"{name}.json", content)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Beside its place and renamed; raises UserError where there is no room."""
+    try:
+        with beside(path) as own:
+            own.write_text(json.dumps(content, indent=2))
+    except OSError as error:
+        raise _no_room(path.name, path.parent, error) from error
+
+
+def _no_room(name: str, folder: Path, error: OSError) -> UserError:
+    return UserError(f"{name} could not be written to {folder}: {error.strerror or error}. Make room and run again.")
 
 
 def _commit() -> str:
@@ -200,5 +191,6 @@ def metrics_table(metrics: dict[str, float]) -> Table:
     table.add_column("value", justify="right")
     for key, value in metrics.items():
         if key.startswith(("test/", "probe/")) or key in ("seconds", "samples_per_s"):
-            table.add_row(key.removeprefix("test/"), f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}")
+            digits = 0 if key in COUNTS else 1 if key == "seconds" else 4
+            table.add_row(key.removeprefix("test/"), f"{value:,.{digits}f}")
     return table

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from deepinterest.atomic import beside
 from deepinterest.data.prepare import vocabulary_file
 from deepinterest.data.store import Store
 from deepinterest.data.vocabulary import Buckets, Vocabulary
@@ -72,34 +71,32 @@ class Known:
 
 
 def write(run: Path, store: Store, users: bool, context: list[str]) -> None:
-    """Put the store's vocabulary into a run's folder, beside its place and then renamed; OSError for the disk.
+    """Put the store's vocabulary into a run's folder, the manifest last; OSError for the disk.
 
     Args:
         users: whether the network reads users.
         context: names of the context features, in the network's order.
     """
-    beside = Path(tempfile.mkdtemp(prefix=".vocabulary-", dir=run))
-    try:
-        files = ["items.parquet"]
-        _table(store.item_features()["item"], store.catalogue).write_parquet(beside / files[0])
-        if users:
-            files.append("users.parquet")
-            _table(store.user_names(), store.user_catalogue).write_parquet(beside / files[-1])
-        for name in context:
-            files.append(vocabulary_file(name))
-            store.vocabulary(name).save(beside / files[-1])
-        manifest = {
-            "vocabulary_hash": store.vocabulary_hash,
-            "sizes": {"items": store.sizes, "users": store.user_sizes if users else [1]},
-            "context": context,
-            "files": {name: _digest(beside / name) for name in files},
-        }
-        (beside / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        beside.chmod(0o755)  # mkdtemp's are private
-        shutil.rmtree(run / FOLDER, ignore_errors=True)
-        os.replace(beside, run / FOLDER)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    save: dict[str, Callable[[Path], object]] = {
+        "items.parquet": _table(store.item_features()["item"], store.catalogue).write_parquet
+    }
+    if users:
+        save["users.parquet"] = _table(store.user_names(), store.user_catalogue).write_parquet
+    for name in context:
+        save[vocabulary_file(name)] = store.vocabulary(name).save
+    for name, write_to in save.items():
+        with beside(folder / name) as own:
+            write_to(own)
+    manifest = {
+        "vocabulary_hash": store.vocabulary_hash,
+        "sizes": {"items": store.sizes, "users": store.user_sizes if users else [1]},
+        "context": context,
+        "files": {name: _digest(folder / name) for name in save},
+    }
+    with beside(folder / MANIFEST) as own:
+        own.write_text(json.dumps(manifest, indent=2))
 
 
 def read(run: Path) -> Known:

@@ -28,7 +28,7 @@ from deepinterest.sweep.processes import PARENT
 log = logging.getLogger(__name__)
 NEAR = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
 PATIENCE = 5.0  # seconds, for a sweep that is just ending
-NOT_THE_JOB = ("sweep", "resume")  # settings that say how a job is run, not what it computes
+NOT_THE_JOB = ("sweep", "resume", "overwrite")  # settings that say how a job is run, not what it computes
 
 
 @dataclass

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from deepinterest.atomic import beside
 from deepinterest.errors import Interrupted, UserError
 from deepinterest.training.divergence import diverged, finite
 
@@ -50,16 +51,13 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}")
         try:
-            torch.save(checkpoint, beside)
-            os.replace(beside, path)
+            with beside(path) as own:
+                torch.save(checkpoint, own)
         except RuntimeError as error:  # how torch's own writer says that the disk took no more
             if not any(word in str(error) for word in ("inline_container", "PytorchStreamWriter", "file write")):
                 raise
             raise OSError(errno.ENOSPC, f"{path.name} could not be written whole: no room is left") from error
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 class Checkpoints(Checkpoint):
@@ -249,10 +247,9 @@ def take_best(start: Path, folder: Path) -> None:
 
 def copy(path: Path, place: Path) -> None:
     """Make `place` the same file as `path`, in one step; where the disk has no links, a file of the same content."""
-    beside = place.with_name(f".{place.name}")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(path, beside)
-    except OSError:
-        shutil.copyfile(path, beside)
-    os.replace(beside, place)
+    with beside(place) as own:
+        own.unlink(missing_ok=True)
+        try:
+            os.link(path, own)
+        except OSError:
+            shutil.copyfile(path, own)

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SYSTEM_SECONDS = 5.0  # between two looks at the machine: a run of a minute should show some
+
+
+def check(config: LoggerConfig) -> None:
+    """Raise a UserError for a logger that can't start: its package is missing, or the key that it needs."""
+    if config.name == "tensorboard" and find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+        raise UserError('logger=tensorboard needs its package: pip install -e ".[tensorboard]", or take logger=csv')
+    if config.name == "wandb" and _wanted(config) == "online" and not has_key(base_url()):
+        raise UserError("logger.mode=online needs a key: run `wandb login`, or take logger.mode=offline")
 
 
 def make_logger(
@@ -44,12 +53,7 @@ def make_logger(
         version = next(name for name in names if not (Path(run_dir) / name).exists())
         logger: Logger = CSVLogger(save_dir=run_dir, name="", version=version)
     elif config.name == "tensorboard":
-        try:
-            logger = TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard", default_hp_metric=False)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                'logger=tensorboard needs its package: pip install -e ".[tensorboard]", or take logger=csv'
-            ) from error
+        logger = TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard", default_hp_metric=False)
     elif config.name == "wandb":
         if getattr(rank_zero_only, "rank", 0):  # only the first process of a run logs; the others hold an empty shell
             return WandbLogger(name=run_name, save_dir=output_dir, offline=True)
@@ -124,19 +128,23 @@ def start_wandb(
 
 def choose_mode(config: LoggerConfig) -> tuple[str, str]:
     """The mode to start in, and why it is not online although a key is there."""
-    mode = config.mode.value
-    if config.mode is LoggerMode.auto and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        mode = os.environ["WANDB_MODE"]
+    mode = _wanted(config)
     if mode in ("offline", "disabled"):
         return mode, ""
     url = base_url()
     if not has_key(url):
-        if mode == "online":
-            raise UserError("logger.mode=online needs a key: run `wandb login`, or take logger.mode=offline")
+        check(config)
         return "offline", ""
     if not reachable(url, min(PROBE_SECONDS, config.init_timeout)):
         return "offline", f"{url} does not answer"
     return "online", ""
+
+
+def _wanted(config: LoggerConfig) -> str:
+    """The mode that the settings name, or with `auto` the environment."""
+    if config.mode is LoggerMode.auto and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        return os.environ["WANDB_MODE"]
+    return str(config.mode.value)
 
 
 def log_images(logger: Logger | None, figures: Mapping[str, Figure], step: int | None = None) -> None:
