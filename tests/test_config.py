@@ -216,7 +216,7 @@ def test_last_line_is_the_run_folder(tmp_path: Path) -> None:
     last = result.stdout.strip().splitlines()[-1]
     assert last.startswith("run folder: outputs/runs/")
     assert last.endswith("_completejourney_dien_s1")
-    assert (tmp_path / last.removeprefix("run folder: ") / "run.log").exists()
+    assert (tmp_path / last.removeprefix("run folder: ") / ".hydra" / "overrides.yaml").exists()
 
 
 def test_sweep_shows_a_table_and_its_folder(tmp_path: Path) -> None:
