@@ -176,15 +176,13 @@ def test_mistakes_are_one_quick_sentence(argument: str, words: list[str], tmp_pa
     assert seconds < 4
 
 
-def test_mistake_in_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
-    result, _ = call(tmp_path, "-m", "model.hidden=0,-1")
+def test_mistake_in_a_sweep_stops_it_before_its_first_job(tmp_path: Path) -> None:
+    result, _ = call(tmp_path, "-m", "model.hidden=8,0,-1")
     output = result.stdout + result.stderr
     assert result.returncode == 1
     assert "Traceback" not in output
-    assert "model.hidden=0 is out of range" in output
-    assert "model.hidden=-1 is out of range" in output
-    assert result.stdout.strip().splitlines()[-1].startswith("sweep folder: outputs/sweeps/")
-    assert "failed: 0 (model.hidden=0), 1 (model.hidden=-1)" in " ".join(output.split())
+    assert "error: model.hidden=0 is out of range" in output
+    assert list(tmp_path.iterdir()) == []
 
 
 FAKE = f"""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from filelock import FileLock
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ValidationError
 
 from deepinterest.errors import Interrupted, UserError, sentence
+from deepinterest.folders import MARK
 from deepinterest.settings import implied, register
 from deepinterest.sweep import jobs as sweeping
 from deepinterest.sweep.processes import PARENT, alive
@@ -49,15 +52,18 @@ class Paper:
             composed = GlobalHydra.instance().config_loader().load_sweep_config(self.master(), list(words))
             folder = Path(composed.hydra.sweep.dir) / str(composed.hydra.sweep.subdir)
             self.launched.append(int(composed.hydra.sweep.subdir))
+            (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+            (folder / MARK).touch()
             if self.stop == self.launched[-1]:
-                folder.mkdir()
                 (folder / "best.ckpt").write_text("half")
                 raise KeyboardInterrupt
-            (folder / ".hydra").mkdir(parents=True)
             task = composed.copy()
             OmegaConf.set_struct(task, False)
             task.pop("hydra")
             OmegaConf.save(task, folder / ".hydra" / "config.yaml")
+            OmegaConf.save(composed.hydra.overrides.task, folder / ".hydra" / "overrides.yaml")
+            card = {"source": task.data.name, "split_hash": f"split {task.data.seed}"}
+            (folder / "data_card.json").write_text(json.dumps(card))
             result = JobReturn()
             result.status = JobStatus.COMPLETED
             if task.seed in self.failing:
@@ -76,11 +82,15 @@ def sweep(tmp_path: Path, small: Callable[..., list[str]]) -> Iterator[Callable[
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
 
-        def call(*words: str, failing: Sequence[int] = (), stop: int | None = None) -> tuple[Any, list[int]]:
+        def call(
+            *words: str,
+            failing: Sequence[int] = (),
+            stop: int | None = None,
+            place: str = f"hydra.sweep.dir={tmp_path}",
+        ) -> tuple[Any, list[int]]:
             words = tuple(small("dnn", *words))
             plain = [o.input_line for o in OverridesParser.create(loader).parse_overrides(list(words))
                      if not o.is_sweep_override()]  # fmt: skip
-            place = f"hydra.sweep.dir={tmp_path}"
             master = loader.load_configuration("config", [*plain, place], RunMode.MULTIRUN)
             launcher = Paper(lambda: master)
             launcher.failing, launcher.stop = set(failing), stop
@@ -115,6 +125,63 @@ def test_what_failed_or_never_ran_runs_when_a_sweep_goes_on(sweep: Callable[...,
     assert ran == [0, 2, 3]
     assert [each["seed"] for each in found] == [1, 2, 3, 4]
     assert not (tmp_path / "2" / "best.ckpt").exists()  # begun anew, without what was half-done
+
+
+@pytest.mark.parametrize("words", [("seed=1,2",), ("sweep=optuna", "sweep.trials=2")], ids=["grid", "search"])
+def test_folder_in_the_way_of_a_job(words: tuple[str, ...], sweep: Callable[..., Any], tmp_path: Path) -> None:
+    """Nothing is deleted, and nothing is written: not with the settings right, wrong, or of a sweep that goes on."""
+    if len(words) > 1:
+        pytest.importorskip("optuna")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "thesis.tex").write_text("mine")
+    (tmp_path / "0").mkdir()  # an empty one does no harm
+    for more in ((), ("optimizer.lr=-1",)):
+        with suppress(ValidationError):
+            found, ran = sweep(*words, *more)
+            assert (f"{tmp_path / '1'} is in the way" in str(found) or more) and ran == []
+    assert {path.name for path in tmp_path.rglob("*")} == {"0", "1", "thesis.tex"}
+    (tmp_path / "multirun.yaml").touch()  # as any Hydra program leaves it
+    found, ran = sweep(*words, f"sweep.resume={tmp_path}")
+    assert f"{tmp_path / '1'} is in the way" in str(found) and "nothing was deleted" in str(found)
+    assert (tmp_path / "1" / "thesis.tex").read_text() == "mine"
+    assert ran == []
+
+
+def test_notes_in_a_jobs_folder_stay(sweep: Callable[..., Any], tmp_path: Path) -> None:
+    sweep("seed=1,2", failing=[1])
+    (tmp_path / "0" / "notes.txt").write_text("mine")
+    found, ran = sweep("seed=1,2", f"sweep.resume={tmp_path}")
+    assert ran == [0] and len(found) == 2
+    assert (tmp_path / "0" / "notes.txt").read_text() == "mine"
+
+
+def test_sweeps_of_one_second(sweep: Callable[..., Any], tmp_path: Path) -> None:
+    OmegaConf.register_new_resolver("now", lambda _: "now", replace=True)
+    try:
+        for name in ("now", "now_2"):
+            found, ran = sweep("seed=1,2", f"paths.output={tmp_path}", place="hydra.job.name=run")
+            assert len(found) == 2 and ran == [0, 1]
+            assert sorted(path.name for path in (tmp_path / "sweeps" / name).glob("?")) == ["0", "1"]
+    finally:
+        setup_globals()
+
+
+@pytest.mark.parametrize("word", ["hydra.job.name=a/../../b", "hydra.output_subdir=/tmp/other"])
+def test_names_that_lead_out_of_a_jobs_folder(word: str, sweep: Callable[..., Any], tmp_path: Path) -> None:
+    found, ran = sweep("seed=1,2", word)
+    assert f"{word} is not possible" in str(found) and ran == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_card_is_shown_once(sweep: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    sweep("data.seed=0,1", "seed=1,2,3")
+    shown = capsys.readouterr()
+    assert [shown.out.count(f"split {seed}") for seed in (0, 1)] == [1, 1]
+    assert shown.out.count("Data card") == 2
+    lines = [line for line in shown.err.splitlines() if line.startswith("job ")]
+    assert [line.partition(",")[0] for line in lines] == [f"job {number} of 6" for number in range(1, 7)]
+    assert lines[3].endswith("/3: data.seed=1 seed=1")  # what all share is left out
+    assert "job " not in shown.out
 
 
 def test_failure_is_the_sweeps_error_after_all_ran(sweep: Callable[..., Any]) -> None:

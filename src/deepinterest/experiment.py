@@ -90,8 +90,8 @@ def _run(config: ExperimentConfig, resolved: dict[str, Any], place: RunFolder) -
         run_folder.write_json(folder / "data_card.json", data.store.card)
     if config.task in (Task.prepare, Task.data):
         return _look_at_data(config, resolved, data.store, folder, results)
-    if not (trains_or_tests and naming.in_sweep()):  # a sweep shows the card of each data set once
-        results.print(run_folder.card_table(data.store.card))
+    if not (trains_or_tests and naming.in_own_sweep()):  # a sweep shows the card of each data set once
+        results.print(terminal.card_table(data.store.card))
     if trains_or_tests:
         return _train_and_test(config, resolved, data, place, results, begin)
     return _look_at_model(config, resolved, data, folder, console, results)
@@ -232,8 +232,8 @@ def _train_and_test(
             predictions = run_folder.predictions(store, label, probability, data.test_dataloader().row_order())
             run_folder.write(folder, resolved, metrics, curves.points, predictions, drawn)
             log.info("test auc %.4f, gauc %.4f, logloss %.4f", *(metrics[f"test/{m}"] for m in SUMMARY))
-            if not naming.in_sweep():
-                results.print(run_folder.metrics_table(metrics))
+            if not naming.in_own_sweep():
+                results.print(terminal.metrics_table(metrics))
         sharded.finish(best.network)  # while process 0 draws, the others read rows for it
         return metrics
 

@@ -99,7 +99,7 @@ class RunFolder:
 
     def _make(self) -> None:
         if not _named():
-            self.path = _new(self.path)
+            self.path = new(self.path)
             self._tell_name()
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
@@ -289,7 +289,7 @@ def _named() -> bool:
     return any(word.startswith("hydra.run.dir=") for word in HydraConfig.get().overrides.hydra)
 
 
-def _new(folder: Path) -> Path:
+def new(folder: Path) -> Path:
     """Make a folder of this name, or of name_2, name_3, …: the first that isn't there."""
     for path in _numbered(folder):
         try:

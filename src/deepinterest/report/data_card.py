@@ -25,7 +25,7 @@ from deepinterest.data.samples import Samples
 from deepinterest.data.store import Store
 from deepinterest.errors import UserError
 from deepinterest.report import plots
-from deepinterest.report.run_folder import card_table, shown
+from deepinterest.report.terminal import card_table, shown
 
 CHUNK = 2_000_000  # events or groups at a time
 MOST_BINS = 400  # of time in a plot

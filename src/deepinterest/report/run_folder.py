@@ -14,13 +14,11 @@ import polars as pl
 import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
-from rich.table import Table
-from rich.text import Text
 
 from deepinterest.atomic import beside
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.data.store import Store
-from deepinterest.errors import UserError, visible
+from deepinterest.errors import UserError
 from deepinterest.models.network import AttentionNetwork
 from deepinterest.report import plots
 from deepinterest.training import scores
@@ -28,7 +26,6 @@ from deepinterest.training.callbacks import Curves
 from deepinterest.training.module import ClickModel
 
 ATTENTION_ROWS = 6  # test rows whose attention is drawn
-COUNTS = ("test/gauc_users", "test/gauc_users_dropped", "samples_per_s")  # shown as whole numbers
 CURVES = ("loss", "click_loss", "auxiliary_loss", "auc", "gauc", "logloss", "ece")  # drawn
 
 
@@ -169,28 +166,3 @@ def _commit() -> str:
         cwd=Path(__file__).parent,
     )
     return answer.stdout.strip() or "unknown"
-
-
-def shown(text: str) -> Text:
-    """A text of the user's for the terminal, as it is: neither rich nor the terminal obeys what it holds."""
-    return Text(visible(text))
-
-
-def card_table(card: dict[str, Any]) -> Table:
-    """The data card for the terminal."""
-    table = Table(title="Data card", show_header=False)
-    for key, value in card.items():
-        table.add_row(shown(key), f"{value:,}" if isinstance(value, int) else shown(str(value)))
-    return table
-
-
-def metrics_table(metrics: dict[str, float]) -> Table:
-    """Test metrics and probes for the terminal."""
-    table = Table(title="Test")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for key, value in metrics.items():
-        if key.startswith(("test/", "probe/")) or key in ("seconds", "samples_per_s"):
-            digits = 0 if key in COUNTS else 1 if key == "seconds" else 4
-            table.add_row(key.removeprefix("test/"), f"{value:,.{digits}f}")
-    return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from deepinterest.errors import before_exit, sentence, tell
+from deepinterest.folders import near
 from deepinterest.launch import rank
 
 if TYPE_CHECKING:
@@ -56,19 +56,17 @@ class SweepTable(Callback):
 def print_run_folder(folder: str) -> None:
     """A single run's last line; a sweep has its own, and further processes of a run are silent."""
     if HydraConfig.get().mode == RunMode.RUN and rank() == 0:
-        path = Path(folder)
-        near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        print(f"run folder: {near}", flush=True)
+        print(f"run folder: {near(Path(folder))}", flush=True)
 
 
 def show(folder: str) -> None:
     """Print the table of a sweep's jobs, and its folder as the last line."""
-    from rich.console import Console
+    from deepinterest.report.terminal import results
 
     jobs = read_jobs(Path(folder))
     if not jobs:
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(table(jobs))
+    results().print(table(jobs))
     if failed := [f"{number} ({overrides})" for number, overrides, metrics in jobs if metrics is None]:
         print(f"failed: {', '.join(failed)}; run.log in the job's folder says why")
     print(f"sweep folder: {folder}", flush=True)
@@ -79,7 +77,9 @@ def read_jobs(folder: Path) -> list[tuple[int, str, dict[str, float] | None]]:
     jobs = []
     for job in sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name)):
         overrides = job / ".hydra" / "overrides.yaml"
-        said: Any = OmegaConf.load(overrides) if overrides.exists() else []
+        if not overrides.exists():
+            continue  # it never began
+        said: Any = OmegaConf.load(overrides)
         words = " ".join(str(word) for word in said if not str(word).startswith("resume="))
         metrics = job / "metrics.json"
         found = json.loads(metrics.read_text()) if metrics.exists() else None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from deepinterest.config import Search
+from deepinterest.config import Search, Task
 from deepinterest.errors import Interrupted, UserError
+from deepinterest.folders import MARK, clear, new, refuse_impossible, refuse_outside
+from deepinterest.settings import typed
 from deepinterest.sweep.processes import PARENT
+from deepinterest.sweep.watch import Watch
 
 log = logging.getLogger(__name__)
 NEAR = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
@@ -49,36 +53,66 @@ def sweep(config: DictConfig, launcher: Launcher, loader: ConfigLoader, argument
         arguments: the command's overrides, `key=a,b` among them.
     Returns: each job's metrics.
     """
-    folder = Path(config.hydra.sweep.dir)
-    if config.sweep.resume is not None and not (folder / "multirun.yaml").is_file():
-        raise UserError(f"sweep.resume={config.sweep.resume} is not a sweep's folder: it holds no multirun.yaml")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=PATIENCE):
-            return _sweep(config, launcher, loader, arguments, folder)
-    except Timeout as error:
-        raise UserError(f"sweep.resume={folder}: that sweep still runs; wait for its end, or stop it") from error
-
-
-def _sweep(
-    config: DictConfig, launcher: Launcher, loader: ConfigLoader, arguments: Sequence[str], folder: Path
-) -> list[object]:
-    OmegaConf.save(config, folder / "multirun.yaml")
+    refuse_outside(config)
+    runner = Runner(config, launcher, loader)
     arguments = [word for word in arguments if not word.startswith("sweep.resume=")]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
-    runner = Runner(config, launcher, loader, folder)
-    jobs = _search(runner, overrides) if config.sweep.search is Search.optuna else _grid(runner, overrides)
+    grid = [] if config.sweep.search is Search.optuna else _combinations(overrides)
+    for job in grid:
+        runner.check(job)  # a wrong setting of any job ends the sweep before anything is written
+    with _taken(config) as runner.folder:
+        OmegaConf.save(config, runner.folder / "multirun.yaml")
+        jobs = _grid(runner, grid) if grid else _search(runner, overrides)
     for job in jobs:
         if job.error is not None:
             raise job.error
     return [job.metrics for job in jobs]
 
 
-def _grid(runner: Runner, overrides: list[Override]) -> list[Job]:
+@contextmanager
+def _taken(config: DictConfig) -> Iterator[Path]:
+    """The sweep's folder, made and locked. A default name that is taken gets a number.
+
+    Raises UserError for a folder where another sweep runs, and where jobs' folders would be stands something else.
+    """
+    folder, resumed = Path(config.hydra.sweep.dir), config.sweep.resume is not None
+    if resumed and not (folder / "multirun.yaml").is_file():
+        raise UserError(f"sweep.resume={config.sweep.resume} is not a sweep's folder: it holds no multirun.yaml")
+    refuse_impossible(folder, "The sweep folder")
+    if not resumed and not any(word.startswith("hydra.sweep.dir=") for word in config.hydra.overrides.hydra):
+        folder = new(folder)
+        with read_write(config.hydra):
+            config.hydra.sweep.dir = str(folder)
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(folder))}")  # for its jobs
+    elif not resumed:
+        for path in sorted(folder.glob("*")):
+            if path.name.isdigit() and not (path.is_dir() and not any(path.iterdir())):
+                raise UserError(
+                    f"{path} is in the way of a job's folder: go on with the sweep there by sweep.resume={folder}, or "
+                    "name another folder by hydra.sweep.dir=…"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout as error:
+        raise UserError(
+            f"The sweep in {folder} still runs: wait for its end, stop it, or name another folder by hydra.sweep.dir=…"
+        ) from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def _combinations(overrides: list[Override]) -> list[Job]:
     (combinations,) = BasicSweeper.split_arguments(overrides, None)
-    jobs = [Job(number, combination) for number, combination in enumerate(combinations)]
-    for job in jobs:
-        runner.compose(job)  # a wrong setting of any job ends the sweep before the first one runs
+    return [Job(number, combination) for number, combination in enumerate(combinations)]
+
+
+def _grid(runner: Runner, jobs: list[Job]) -> list[Job]:
+    shared = [word for word in jobs[0].overrides if all(word in job.overrides for job in jobs)]
+    runner.plan(len(jobs), shared if len(jobs) > 1 else [])
     runner.run(jobs)
     return jobs
 
@@ -94,8 +128,11 @@ def _search(runner: Runner, overrides: list[Override]) -> list[Job]:
 class Runner:
     """Runs jobs with a launcher, in numbered folders below the sweep's."""
 
-    def __init__(self, config: DictConfig, launcher: Launcher, loader: ConfigLoader, folder: Path) -> None:
-        self.config, self.launcher, self.loader, self.folder = config, launcher, loader, folder
+    def __init__(self, config: DictConfig, launcher: Launcher, loader: ConfigLoader) -> None:
+        self.config, self.launcher, self.loader = config, launcher, loader
+        self.folder = Path(config.hydra.sweep.dir)
+        self.total, self.common = 1, list[str]()  # jobs of the whole sweep, and what all of them are given
+        self._cards: set[str] | None = set() if config.task in (Task.train, Task.test) else None
         if not _near(config):  # jobs elsewhere outlive this process: it isn't there to be watched
             os.environ.pop(PARENT, None)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that starts here sends nothing home
@@ -106,6 +143,37 @@ class Runner:
         OmegaConf.set_struct(composed, False)
         composed.pop("hydra")
         return composed
+
+    def plan(self, total: int, common: list[str]) -> None:
+        """Say how many jobs there will be, and what all of them are given.
+
+        Raises UserError for something in a job's place that isn't marked as a run's folder.
+        """
+        self.total, self.common = total, common
+        for number in range(total):
+            folder = self.folder / str(number)
+            known = any((folder / name).is_file() for name in (MARK, "metrics.json"))
+            if folder.exists() and not known and (not folder.is_dir() or any(folder.iterdir())):
+                raise UserError(
+                    f"{folder} is in the way: job {number} begins there, and no run of this program made it. Move it "
+                    "elsewhere; nothing was deleted"
+                )
+
+    def check(self, job: Job) -> None:
+        """Raise an error for a wrong setting of a job."""
+        composed = self.loader.load_sweep_config(self.config, [*job.overrides, f"hydra.sweep.subdir={job.number}"])
+        with read_write(composed.hydra):
+            composed.hydra.job.id, composed.hydra.job.num = str(job.number), job.number
+        refuse_outside(composed)
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(composed)
+        try:
+            plain = composed.copy()
+            OmegaConf.set_struct(plain, False)
+            plain.pop("hydra")
+            typed(plain)
+        finally:
+            HydraConfig.instance().cfg = before
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Fill in metrics or error of each job. Those that an earlier sweep in this folder finished don't run again.
@@ -119,7 +187,8 @@ class Runner:
             return
         batch = [[*job.overrides, *self._start(job), f"hydra.sweep.subdir={job.number}"] for job in todo]
         try:
-            returns: Sequence[JobReturn | None] = self.launcher.launch(batch, initial_job_idx=todo[0].number)
+            with Watch(self.folder, todo, self.total, self.common, self._cards):
+                returns: Sequence[JobReturn | None] = self.launcher.launch(batch, initial_job_idx=todo[0].number)
         except (KeyboardInterrupt, Interrupted) as error:
             why = str(error) or "Ctrl-C stopped the sweep."
             again = f"The sweep goes on by the same command with sweep.resume={self.folder}"
@@ -155,13 +224,11 @@ class Runner:
         return job.metrics is not None
 
     def _start(self, job: Job) -> list[str]:
-        """What lets a half-done job go on from its last checkpoint; without one its folder is emptied."""
+        """What lets a half-done job go on from its last checkpoint; without one, what it wrote is deleted."""
         folder = self.folder / str(job.number)
-        if not folder.exists():
-            return []
-        if "resume" in self.config and (folder / "last.ckpt").is_file():
+        if (folder / "last.ckpt").is_file():
             return [f"resume={quoted(str(folder))}"]
-        shutil.rmtree(folder)
+        clear(folder)
         return []
 
 

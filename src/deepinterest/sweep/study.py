@@ -50,6 +50,7 @@ def search(runner: Runner, overrides: list[Override]) -> list[Job]:
     values = {**_usual(runner), **settings.space}
     lines = [f"{key}={choices}" for key, choices in values.items() if key not in given]
     space = _space([*OverridesParser.create().parse_overrides(lines), *swept])
+    runner.plan(settings.trials, fixed)
     study = _open(runner.folder, {key: distribution_to_json(kind) for key, kind in space.items()}, settings)
 
     for trial in study.get_trials(states=[TrialState.RUNNING]):
@@ -74,7 +75,7 @@ def search(runner: Runner, overrides: list[Override]) -> list[Job]:
             batch.append(job(study.ask(space)))
             jobs.append(batch[-1])
         for each in batch:
-            runner.compose(each)
+            runner.check(each)
         runner.run(batch)
         for each in batch:
             value = (each.metrics or {}).get(settings.metric, math.nan)

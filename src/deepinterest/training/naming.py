@@ -75,7 +75,12 @@ def again(folder: Path) -> str:
 
 def in_sweep() -> bool:
     """Whether this is a job of a sweep, ours or an agent's: several may share a terminal."""
-    if os.environ.get(AGENT) or os.environ.get(JOB):
+    return bool(os.environ.get(AGENT)) or in_own_sweep()
+
+
+def in_own_sweep() -> bool:
+    """Whether this is a job of one of our sweeps, which shows tables itself."""
+    if os.environ.get(JOB):
         return True
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
