@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from deepinterest.config import SCHEMAS, Distribution, Exclude, ExperimentConfig, HistoryTies, Quirks
 from deepinterest.errors import UserError
@@ -182,6 +183,16 @@ def test_mistake_in_a_sweep_stops_it_before_its_first_job(tmp_path: Path) -> Non
     assert result.returncode == 1
     assert "Traceback" not in output
     assert "error: model.hidden=0 is out of range" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resolved_settings_are_shown(tmp_path: Path) -> None:
+    result, _ = call(tmp_path, "--cfg", "job", "--resolve", "reference=true")
+    assert result.returncode == 0, result.stderr
+    assert "${" not in result.stdout
+    shown = OmegaConf.create(result.stdout)
+    assert shown.quirks.batch_dice is True
+    assert shown.paths.run.startswith(str(tmp_path / "outputs" / "runs"))
     assert list(tmp_path.iterdir()) == []
 
 

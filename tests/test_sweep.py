@@ -134,16 +134,17 @@ def test_folder_in_the_way_of_a_job(words: tuple[str, ...], sweep: Callable[...,
         pytest.importorskip("optuna")
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "thesis.tex").write_text("mine")
+    (tmp_path / "1" / "metrics.json").write_text("mine")
     (tmp_path / "0").mkdir()  # an empty one does no harm
     for more in ((), ("optimizer.lr=-1",)):
         with suppress(ValidationError):
             found, ran = sweep(*words, *more)
             assert (f"{tmp_path / '1'} is in the way" in str(found) or more) and ran == []
-    assert {path.name for path in tmp_path.rglob("*")} == {"0", "1", "thesis.tex"}
+    assert {path.name for path in tmp_path.rglob("*")} == {"0", "1", "thesis.tex", "metrics.json"}
     (tmp_path / "multirun.yaml").touch()  # as any Hydra program leaves it
     found, ran = sweep(*words, f"sweep.resume={tmp_path}")
     assert f"{tmp_path / '1'} is in the way" in str(found) and "nothing was deleted" in str(found)
-    assert (tmp_path / "1" / "thesis.tex").read_text() == "mine"
+    assert {path.name for path in (tmp_path / "1").iterdir()} == {"thesis.tex", "metrics.json"}
     assert ran == []
 
 

@@ -152,8 +152,9 @@ class Runner:
         self.total, self.common = total, common
         for number in range(total):
             folder = self.folder / str(number)
-            known = any((folder / name).is_file() for name in (MARK, "metrics.json"))
-            if folder.exists() and not known and (not folder.is_dir() or any(folder.iterdir())):
+            finished = all((folder / name).is_file() for name in ("metrics.json", ".hydra/config.yaml"))
+            ours = finished or (folder / MARK).is_file()
+            if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
                 raise UserError(
                     f"{folder} is in the way: job {number} begins there, and no run of this program made it. Move it "
                     "elsewhere; nothing was deleted"
