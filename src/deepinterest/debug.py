@@ -309,8 +309,8 @@ class Profile(Callback):
             if traced is not None:
                 with beside(self.folder / "trace.json.gz") as packed, NamedTemporaryFile(dir=self.folder) as plain:
                     traced.export_chrome_trace(plain.name)
-                    with gzip.open(packed, "wb", 3) as target:
-                        shutil.copyfileobj(plain, target)
+                    with Path(plain.name).open("rb") as source, gzip.open(packed, "wb", 3) as target:
+                        shutil.copyfileobj(source, target)
             with beside(self.folder / "profile.json") as own:
                 own.write_text(json.dumps(self.content, indent=2))
         except OSError as error:
