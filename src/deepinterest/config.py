@@ -552,7 +552,7 @@ class TrainerConfig:
     compile: bool = False
     prefetch: bool | None = None  # a thread makes the next batch while this one trains; null: on a GPU alone
     checkpoint_minutes: float | None = ranged(10.0, above=0)  # between two last.ckpt; null: at validations alone
-    progress: bool = True
+    progress: bool = True  # a line that moves on a terminal, elsewhere a line at each validation
 
 
 @dataclass

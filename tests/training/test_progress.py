@@ -68,13 +68,31 @@ def test_quiet(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     more = () if quiet == "file" else ("trainer.progress=false",)
     config, plain = settings("dnn", tmp_path, *WORDS, "trainer.max_steps=20", *more)
     experiment.run(config, plain)
-    assert "validation" not in stream.getvalue().replace("validation_rows", "").replace("validation targets", "")
+    assert not re.search(r"^validation |\rvalidation ", stream.getvalue(), re.MULTILINE)
     assert "loss 0" not in stream.getvalue()
     if quiet == "file":
         assert "\x1b" not in stream.getvalue()
         assert "\r" not in stream.getvalue()
     else:
         assert "split_hash" in stream.getvalue()
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_line_at_each_validation_of_a_run_that_is_piped(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Stream())
+    with caplog.at_level(logging.INFO, progress.__name__):
+        metrics = experiment.run(*settings("dnn", tmp_path, *WORDS, "trainer.validate_every=60"))
+        lines = [record.message for record in caplog.records if record.name == progress.__name__]
+        steps = int(metrics["steps"])
+        form = rf"step (\d+) of {steps}: loss 0\.\d{{4}}, val/auc 0\.\d{{4}}, [1-9][\d,]* rows/s, 0:\d\d:\d\d left"
+        found = [re.fullmatch(form, line) for line in lines]
+        assert all(found), lines
+        assert [int(line[1]) for line in found if line] == list(range(60, steps + 1, 60))
+        caplog.clear()
+        experiment.run(*settings("dnn", tmp_path, "trainer.progress=false"))
+        assert not [record for record in caplog.records if record.name == progress.__name__]
 
 
 def test_log_lines_stand_above_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from numba import njit, types
+from numba.core import event
+
+from deepinterest.launch import rank
 
 log = logging.getLogger(__name__)
 _OPTIONS: dict[str, Any] = {
@@ -40,6 +43,25 @@ def _say_that_nothing_is_kept() -> None:
         "written. Name a folder by the variable NUMBA_CACHE_DIR.",
         Path(__file__).parent,
     )
+
+
+class _Compiling(event.Listener):
+    """Tells that a kernel is compiled, which is what numba does where none is kept that fits."""
+
+    def on_start(self, event: Any) -> None:
+        if str(event.data["dispatcher"].py_func.__module__).startswith("deepinterest.") and rank() == 0:
+            _say_that_it_takes_a_while()
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@cache
+def _say_that_it_takes_a_while() -> None:
+    log.info("Compiling kernels, once for this machine (about 10 s).")
+
+
+event.register("numba:compile", _Compiling())
 
 
 def compiled_once(function: Callable[..., None]) -> Any:

@@ -12,8 +12,12 @@ from torch import Tensor
 
 
 def segment_ids(offsets: Tensor, total: int) -> Tensor:
-    """The segment of each of `total` rows: (S+1,) -> (N,)."""
+    """The segment of each of `total` rows: (S+1,) -> (N,). Raises ValueError where offsets don't rise to total."""
     segments = torch.arange(len(offsets) - 1, device=offsets.device)  # (S,)
+    if offsets.device.type == "cpu":  # where torch writes all that offsets say, beyond the room asked for
+        ends = offsets.numpy()
+        if ends[-1] - ends[0] != total or (ends[1:] < ends[:-1]).any():
+            raise ValueError(f"Offsets from {ends[0]} to {ends[-1]} don't rise by the {total} rows there are.")
     return torch.repeat_interleave(segments, offsets.diff(), output_size=total)  # (N,)
 
 

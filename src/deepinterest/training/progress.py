@@ -1,13 +1,16 @@
-"""How far a run is, as a line on a terminal."""
+"""How far a run is: a line that moves on a terminal, elsewhere a line at each validation."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from collections import deque
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
@@ -19,6 +22,8 @@ from torch import Tensor
 from deepinterest.data.batch import Batch
 from deepinterest.training.callbacks import Throughput
 
+log = logging.getLogger(__name__)
+RECENT = 50  # steps whose mean loss a line tells
 EVERY = 0.5  # seconds between two looks at loss and speed; reading a loss makes a GPU wait
 KEPT = 0.98  # of the running mean of the loss, at each step
 
@@ -144,3 +149,37 @@ class ProgressLine(Callback):
         for handler, stream in self._handlers:
             handler.setStream(stream)
         self._bar, self._tasks, self._handlers = None, {}, []
+
+
+class ProgressLog(Callback):
+    """For a file or a pipe, a line in the log at each validation: steps, loss, validation AUC, rows/s, time left."""
+
+    def __init__(self, monitor: str, speed: Throughput) -> None:
+        """monitor: which of the validation's figures is told."""
+        self.monitor, self.speed = monitor, speed
+        self._losses: deque[Tensor] = deque(maxlen=RECENT)
+        self._seen = (0, 0.0)  # rows and seconds of training at the validation before
+        self._begin = (0, 0.0)  # step and time when training began
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._seen = (self.speed.rows, self.speed.seconds)
+        self._begin = (trainer.global_step, time.perf_counter())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_index: int
+    ) -> None:
+        self._losses.append(outputs["loss"].detach())
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or not self._losses:
+            return
+        (rows, seconds), (first, begin) = self._seen, self._begin
+        self._seen = (self.speed.rows, self.speed.seconds)
+        step, last = trainer.global_step, int(trainer.estimated_stepping_batches)
+        left = (time.perf_counter() - begin) * (last - step) / (step - first)
+        log.info(
+            "step %s of %s: loss %.4f, %s %.4f, %s rows/s, %s left",
+            *(f"{step:,}", f"{last:,}", float(torch.stack(list(self._losses)).mean())),
+            *(self.monitor, float(trainer.callback_metrics[self.monitor])),
+            *(f"{(self._seen[0] - rows) / max(self._seen[1] - seconds, 1e-9):,.0f}", timedelta(seconds=round(left))),
+        )

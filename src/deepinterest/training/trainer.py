@@ -28,7 +28,7 @@ from deepinterest.training.callbacks import Throughput
 from deepinterest.training.checkpoints import Checkpoints, Patience, WholeFiles
 from deepinterest.training.divergence import Divergence
 from deepinterest.training.module import LOG_EVERY, ClickModel
-from deepinterest.training.progress import ProgressLine
+from deepinterest.training.progress import ProgressLine, ProgressLog
 
 
 def make_trainer(
@@ -49,9 +49,12 @@ def make_trainer(
     ]
     if config.patience:
         callbacks.append(Patience(monitor=monitor, mode="max", patience=config.patience))
-    if config.progress and sys.stderr.isatty() and not naming.in_sweep() and not getattr(rank_zero_only, "rank", 0):
+    if config.progress and not getattr(rank_zero_only, "rank", 0):
         speed = next(callback for callback in callbacks if isinstance(callback, Throughput))
-        callbacks.append(ProgressLine(experiment.model.name, monitor, speed))
+        if not sys.stderr.isatty():
+            callbacks.append(ProgressLog(monitor, speed))
+        elif not naming.in_sweep():
+            callbacks.append(ProgressLine(experiment.model.name, monitor, speed))
     arranged = distributed.arrangement(config)
     trainer = L.Trainer(
         accelerator=config.accelerator.value,
