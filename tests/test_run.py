@@ -248,7 +248,7 @@ def test_checkpoint_of_another_model(
     go: Callable[..., Run], trained: dict[str, Run], change: str, tmp_path: Path
 ) -> None:
     best = trained["dnn"].folder / "best.ckpt"
-    with pytest.raises(UserError, match="holds another model than the config describes"):
+    with pytest.raises(UserError, match="holds another model than the settings describe"):
         go("dnn", tmp_path, "task=test", f"checkpoint={best}", change)
 
 

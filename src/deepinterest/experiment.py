@@ -301,19 +301,21 @@ def _model(config: ExperimentConfig, store: Store, settings: dict[str, Any] | No
 def _load(path: Path, build: Callable[[], ClickModel]) -> ClickModel:
     """The model with the weights of a checkpoint; raises UserError where they are not this data set's and model's."""
     read = read_checkpoint(path)
+    with torch.device("meta"):  # no room is made for it
+        vocabulary_hash = build().vocabulary_hash
+    if read.vocabulary_hash is None:
+        log.warning("%s doesn't say which vocabulary it was trained with; make sure that it is this data set's.", path)
+    elif read.vocabulary_hash != vocabulary_hash:
+        raise UserError(
+            f"checkpoint={path} was trained with another vocabulary ({read.vocabulary_hash}) than this data set's "
+            f"({vocabulary_hash}); give the data.* and protocol.* settings it was trained with."
+        )
     refuse_misfit(
         read,
         build,
         remedy="Give the model.* and quirks.* settings it was trained with (reference=true sets them all).",
     )
     model = build()
-    if read.vocabulary_hash is None:
-        log.warning("%s doesn't say which vocabulary it was trained with; make sure that it is this data set's.", path)
-    elif read.vocabulary_hash != model.vocabulary_hash:
-        raise UserError(
-            f"checkpoint={path} was trained with another vocabulary ({read.vocabulary_hash}) than this data set's "
-            f"({model.vocabulary_hash}); give the data.* and protocol.* settings it was trained with."
-        )
     model.load_state_dict(read.weights)
     model.calibration = read.calibration
     return model
