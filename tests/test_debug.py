@@ -305,6 +305,13 @@ def test_an_ordinary_run_warns_of_nothing(go: Callable[..., Any], caplog: pytest
     assert not [record for record in caplog.records if record.name == checks.__name__]
 
 
+@pytest.mark.parametrize(("steps", "warned"), [(99.0, True), (100.0, False), (math.inf, False)])
+def test_too_few_steps(steps: float, warned: bool) -> None:
+    found = checks.few_steps(steps)
+    assert (found is not None) == warned
+    assert found is None or "Training has 99 steps, too few to learn anything" in found
+
+
 # ----------------------------------------------------------------------------------------------------------------- tune
 
 

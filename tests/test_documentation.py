@@ -129,6 +129,15 @@ RUNS: dict[str, Run] = {
     # docs/predict.md
     "python run.py model=dien calibration=platt": FAST,
     # docs/protocols.md
+    "python run.py -m model=din seed=1,2,3 protocol.ties=order,strict trainer.threads=1": dataclasses.replace(
+        SWEEP, swap={"seed=1,2,3": "seed=1"}
+    ),
+    "python run.py -m experiment=globo_time_matched data.path=clicks.parquet model=din seed=1,2,3 trainer.threads=1": (
+        dataclasses.replace(SWEEP, swap={"seed=1,2,3": "seed=1"})
+    ),
+    "python run.py -m experiment=globo_popularity data.path=clicks.parquet model=din seed=1,2,3 trainer.threads=1": (
+        dataclasses.replace(SWEEP, swap={"seed=1,2,3": "seed=1"})
+    ),
     "python run.py experiment=globo_time_matched data.path=clicks.parquet seed=1 trainer.threads=1": FAST,
     "python run.py experiment=globo_time_matched data.path=clicks.parquet seed=1 trainer.threads=1 task=probe "
     "checkpoint=outputs/runs/RUN/best.ckpt": Run(

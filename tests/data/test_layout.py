@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepinterest.config import CompleteJourneyConfig, EventFileConfig, ReferenceDataConfig, Ties
+from deepinterest.config import CompleteJourneyConfig, EventFileConfig, ReferenceDataConfig, Repeats, Ties
 from deepinterest.data import layout, plain_pickle, sources
 from deepinterest.data.events import Events, PublishedRows
 from deepinterest.data.sources import completejourney
@@ -690,7 +690,8 @@ def test_ties_survive_the_repair_of_a_feature() -> None:
 def test_ties_of_an_event_file(tmp_path: Path) -> None:
     frame = ties(50).with_columns(timestamp=datetime(2024, 5, 31))
     frame.write_parquet(tmp_path / "x.parquet")
-    settings = {ties: EventFileConfig(path=str(tmp_path / "x.parquet"), ties=ties) for ties in Ties}
+    path = str(tmp_path / "x.parquet")
+    settings = {ties: EventFileConfig(path=path, ties=ties, repeats=Repeats.keep) for ties in Ties}
     expected = [*frame["item"][50:100], *frame["item"][:50], *frame["item"][100:]]
     assert sources.load(settings[Ties.file]).frame["item"].to_list() == expected
     assert sources.load(settings[Ties.random]).frame["item"].to_list() != expected
