@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from deepinterest.config import ExperimentConfig
+from deepinterest.config import SCHEMAS, ExperimentConfig
 from deepinterest.report import run_folder
 from deepinterest.settings import register, resolved, typed
 
@@ -30,14 +30,10 @@ SMALL = (
     "logger=none",
 )  # fmt: skip
 SYNTHETIC = ("data=synthetic", "data.users=200", "data.events_per_user=12")
-RECURRENT = ("model.attention=[8,4]", "model.hidden=8")
-NETWORK = {
-    "dnn": (),
-    "wide_deep": (),
-    "pnn": (),
-    "din": ("model.attention=[8,4]",),
-    **dict.fromkeys(("gru_attention", "aigru", "agru", "augru"), RECURRENT),
-    "dien": (*RECURRENT, "model.aux_net=[8,4]"),
+WIDTHS = {"attention": "[8,4]", "hidden": "8", "aux_net": "[8,4]"}  # of networks that have such a setting
+NETWORK = {  # every registered network, small
+    name: tuple(f"model.{field.name}={WIDTHS[field.name]}" for field in fields(schema) if field.name in WIDTHS)
+    for name, schema in SCHEMAS["model"].items()
 }
 
 Settings = Callable[..., tuple[ExperimentConfig, dict[str, Any]]]

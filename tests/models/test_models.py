@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from deepinterest.config import (
+    SCHEMAS,
     AGRUConfig,
     AIGRUConfig,
     AttentionUpdate,
@@ -32,6 +33,7 @@ from deepinterest.nn.embedding import Features
 from deepinterest.nn.recurrent import AttentionGRU, Update
 
 ITEMS, CATEGORIES, USERS = 30, 7, 9
+REGISTERED: dict[str, ModelConfig] = {name: schema() for name, schema in SCHEMAS["model"].items()}
 PUBLISHED: list[ModelConfig] = [
     DNNConfig(), WideDeepConfig(), PNNConfig(), DINConfig(),
     GRUAttentionConfig(), AIGRUConfig(), AGRUConfig(), AUGRUConfig(), DIENConfig(),
@@ -44,7 +46,7 @@ VARIANTS: dict[str, ModelConfig] = {
     "gru_attention-narrow": GRUAttentionConfig(reset_gate=ResetGate.after, hidden=20),
     "aigru-narrow": AIGRUConfig(hidden=20),
 }
-CONFIGS = {config.name: config for config in PUBLISHED} | VARIANTS
+CONFIGS = REGISTERED | VARIANTS
 ALL_QUIRKS = Quirks(**{quirk.name: True for quirk in fields(Quirks)})
 
 published_networks = pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: config.name)
@@ -121,7 +123,12 @@ def steady(config: ModelConfig, quirks: Quirks | None = None) -> Network:
     return model.eval()
 
 
-@published_networks
+def test_every_registered_network_can_be_chosen() -> None:
+    assert set(NETWORKS) == set(SCHEMAS["model"].values())
+    assert [config.name for config in REGISTERED.values()] == list(REGISTERED)
+
+
+@every_network
 def test_build_by_type_of_config(config: ModelConfig) -> None:
     model = network(config)
     assert type(model) is NETWORKS[type(config)]
@@ -133,7 +140,7 @@ def test_build_refuses_an_unknown_config() -> None:
     class MyConfig(DNNConfig):
         pass
 
-    names = "dnn, wide_deep, pnn, din, gru_attention, aigru, agru, augru, dien"
+    names = ", ".join(REGISTERED)
     for config in (ModelConfig(name="wide"), MyConfig()):
         with pytest.raises(ValueError, match=f"{type(config).__name__}.*'{config.name}'.*one of {names}$"):
             build(features(), config)
@@ -368,7 +375,7 @@ def test_same_seed_same_output(config: ModelConfig) -> None:
     assert not torch.equal(a, other)
 
 
-@every_network
+@published_networks
 def test_order_of_a_history_matters_to_recurrent_networks_only(config: ModelConfig) -> None:
     model, batch = steady(config), random_batch([6], [3])
     straight = model(batch).logit
@@ -381,7 +388,7 @@ def test_order_of_a_history_matters_to_recurrent_networks_only(config: ModelConf
 def test_auxiliary_loss(config: ModelConfig) -> None:
     model, batch = network(config), mixed_batch()
     loss = model(batch).auxiliary_loss
-    assert (loss is not None) == isinstance(config, DIENConfig)
+    assert (loss is not None) == hasattr(config, "aux_weight")
     if loss is not None:
         assert loss.item() == pytest.approx(1.386, abs=0.5)  # near two coins
     batch.auxiliary_negatives = None

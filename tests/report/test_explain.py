@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-from conftest import NETWORK, Settings
+from conftest import Settings
 from deepinterest import models
 from deepinterest.config import SCHEMAS, ExperimentConfig, ExplainConfig, Task
 from deepinterest.data.batch import Batch
@@ -25,7 +25,7 @@ from deepinterest.nn.embedding import Features
 from deepinterest.nn.ragged import last_rows, segment_sum
 from deepinterest.report import explain, plots
 
-ATTENTIVE = ("din", "gru_attention", "aigru", "agru", "augru", "dien")
+ATTENTIVE = [name for name, schema in SCHEMAS["model"].items() if issubclass(models.NETWORKS[schema], AttentionNetwork)]
 ITEMS = 9
 
 
@@ -226,7 +226,3 @@ def test_paths_start_at_zero_and_the_panels_are_there() -> None:
     }
     assert len(starts) == 1
     assert "% of the path's extent apart" in path.get_title()
-
-
-def test_every_network_with_attention_is_tested() -> None:
-    assert set(ATTENTIVE) == {name for name in NETWORK if name not in ("dnn", "wide_deep", "pnn")}
