@@ -9,11 +9,12 @@ from datetime import datetime
 from pathlib import Path
 
 from deepinterest.config import EventFileConfig
-from deepinterest.data.columns import SEPARATORS, separator
+from deepinterest.data.columns import SEPARATORS, WORDS, separator
 from deepinterest.errors import UserError, nearest, some
 
 LONGEST = 1 << 26  # bytes of a line
 QUOTE = 'line {}: a quote (") is not closed, or stands within a field'
+USUAL = ("semicolon", "tab", "comma", "pipe")  # separators to guess at
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -91,8 +92,9 @@ class TextFile:
 
     def missing(self, present: list[str]) -> str:
         """What may be the reason that a column isn't among the `present` ones, as the end of a sentence."""
-        others = [name for name, sign in NAMED.items() if sign != self.separator and sign in (present or [""])[0]]
-        if len(present) == 1 and others:
+        alone = present[0] if len(present) == 1 else ""
+        others = [name for name in USUAL if WORDS[name] != self.separator and WORDS[name] in alone]
+        if others:
             return f"; its columns seem to be separated by {others[0]}: data.separator={others[0]}"
         if self.header and any(map(_is_value, present)):
             return "; its first line looks like a row: data.header=false, and columns are called column_1, column_2, …"
@@ -110,9 +112,6 @@ class TextFile:
                     line = reader.line_num + 1
             except csv.Error as error:
                 raise csv.Error(line) from error
-
-
-NAMED = {"semicolon": ";", "tab": "\t", "comma": ",", "pipe": "|"}
 
 
 def no_column(path: Path, column: str, key: str, present: list[str], text: TextFile | None) -> UserError:
