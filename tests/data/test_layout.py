@@ -160,8 +160,11 @@ def test_fingerprint(tmp_path: Path) -> None:
         after = sources.fingerprint(ReferenceDataConfig(path=str(path)))
         assert after != before
         json.dumps(after)
-    with pytest.raises(UserError, match="no such folder or file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         sources.fingerprint(ReferenceDataConfig(path=str(tmp_path / "y")))
+    for call in (sources.fingerprint, sources.load):
+        with pytest.raises(UserError, match="/dev/zero', a device and no file"):
+            call(ReferenceDataConfig(path="/dev/zero"))
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -274,7 +277,7 @@ def test_missing_file(tmp_path: Path, name: str) -> None:
 
 
 def test_no_layout_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder or file: correct the path"):
+    with pytest.raises(UserError, match="no such file or folder: correct the path"):
         load(tmp_path / "x")
     (tmp_path / "x").mkdir()
     with pytest.raises(UserError, match="has no item-info and no reviews-info and no local_train"):

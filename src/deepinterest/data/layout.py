@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from deepinterest.data import plain_pickle
+from deepinterest.data import paths, plain_pickle
 from deepinterest.errors import UserError
 
 ITEM_INFO, REVIEWS = "item-info", "reviews-info"
@@ -59,9 +59,7 @@ def read(path: Path) -> dict[str, Content]:
             return {name: Content(file.read_bytes(), str(file)) for name, file in files.items()}
         except OSError as error:
             raise UserError(f"{error.filename} cannot be read ({error.strerror}): correct its permissions.") from None
-    if not path.is_file():
-        raise UserError(f"data.path is {str(path)!r}, and there is no such folder or file: correct the path.")
-    return _read_tar(path)
+    return _read_tar(paths.file_or_folder(path, "data.path"))
 
 
 def folder_files(path: Path) -> dict[str, Path]:

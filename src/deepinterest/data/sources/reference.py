@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from deepinterest.config import ReferenceDataConfig, Ties, TimestampUnit
-from deepinterest.data import layout
+from deepinterest.data import layout, paths
 from deepinterest.data.events import Events, PublishedRows
 from deepinterest.data.times import from_numbers
 from deepinterest.data.where import Where
@@ -62,9 +62,7 @@ def load(config: ReferenceDataConfig) -> Events:
 
 def fingerprint(config: ReferenceDataConfig) -> dict[str, Any]:
     """Path, sizes (bytes) and times of change (ns) of the files or the tar; raises UserError if one is missing."""
-    path = Path(config.path).expanduser().resolve()
-    if not path.exists():
-        raise UserError(f"data.path is {str(path)!r}, and there is no such folder or file: correct the path.")
+    path = paths.file_or_folder(config.path, "data.path").resolve()
     files = list(layout.folder_files(path).values()) if path.is_dir() else [path]
     stats = [file.stat() for file in files]
     return {
