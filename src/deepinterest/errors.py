@@ -41,12 +41,13 @@ class Interrupted(BaseException):
 
 
 def nearest(word: str, choices: Iterable[object]) -> str:
-    """A did-you-mean for `word`, or nothing."""
-    names = [str(choice) for choice in choices]
+    """A did-you-mean for `word`, whatever its case, or nothing."""
+    names = {name.casefold(): name for name in map(str, choices)}
+    word = word.casefold()
     close = get_close_matches(word, names, n=1, cutoff=0.5) or [
         name for name in names if word and name.startswith(word)
     ]
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {names[close[0]]}?" if close else ""
 
 
 def some(names: Iterable[object], most: int = 12) -> str:

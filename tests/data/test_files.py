@@ -304,6 +304,8 @@ def test_nearest_names_of_user_item_and_time(tmp_path: Path) -> None:
             (EventColumns("user_id", "itemid"), "data.columns.timestamp; did you mean time_stamp?"),
         ):
             assert near in refusal(path, columns=columns)
+    (tmp_path / "b.csv").write_text("USER,Item,TimeStamp\n1,2,3\n")
+    assert "did you mean USER?" in refusal(tmp_path / "b.csv")
 
 
 def test_control_characters_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
