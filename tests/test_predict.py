@@ -200,17 +200,24 @@ def test_what_is_unknown(dien: Run, impressions: Run) -> None:
     [
         ("12", [1], r"history is '12': give a list"),
         ([1], 3, r"candidates is 3: give a list"),
-        ([1, "a"], [1], r"history holds values of several types"),
+        ([1, "a"], [1], r"history holds 1 and 'a', values of several types"),
+        ([1], ["1", 2], r"candidates holds '1' and 2, values of several types"),
+        ([1], {1, 2}, r"candidates is \{1, 2\}: give a list"),
         ([1, None], [1], r"history number 1 holds None"),
         ([[1]], [1], r"history is of type List"),
         ([1], [1.5], r"candidates holds 1\.5"),
     ],
 )
 def test_values_that_cannot_be_items(dien: Run, history: Any, candidates: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as said:
         dien.model().score(history, candidates)
+    assert said.value.__cause__ is None and (said.value.__suppress_context__ or said.value.__context__ is None)
     with pytest.raises(UserError, match="1 histories, 2 lists of candidates"):
         dien.model().score_many([[1]], [[1], [2]])
+    with pytest.raises(UserError, match="histories is 3: give a list with a list"):
+        dien.model().score_many(3, [[1]])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="context is 3: give the values of each feature"):
+        dien.model().score([1], [1], context=3)  # type: ignore[arg-type]
 
 
 def test_import_is_light() -> None:
@@ -756,3 +763,26 @@ def test_rows_that_do_not_fit_are_refused(dien: Run) -> None:
     for place, value, words in wrong:
         with pytest.raises(UserError, match=words):
             model.score_rows(*[value if place == number else row for number, row in enumerate(good)])
+
+
+CELLS = {  # a text, and what a spreadsheet may be given
+    "=cmd|' /C calc'!A0": "'=cmd|' /C calc'!A0", "+1+1": "'+1+1", "@SUM(A1)": "'@SUM(A1)", "-2+3": "'-2+3",
+    " =1": "' =1", "\t=1": "'\t=1", "\uff1d1+1": "'\uff1d1+1", "-5": "-5", "+4.5e3": "+4.5e3", "-.5": "-.5",
+    "a=b": "a=b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_no_formulas_in_a_csv(dien: Run, score: Callable[..., Any], keep: bool, tmp_path: Path) -> None:
+    rows = pl.DataFrame({"item": [-1] * len(CELLS), "history": [[1]] * len(CELLS), "=1+1": list(CELLS)})
+    rows = rows.with_columns(pl.lit("-a").alias("-note"), pl.lit("b").alias("'-note"))
+    _, _ = score(dien, rows, *(["keep_formulas=true"] if keep else []), output="scores.csv")
+    written = pl.read_csv(tmp_path / "scores.csv", infer_schema=False)
+    names = ["item", "=1+1", "-note", "'-note", "probability"]
+    names = names if keep else ["item", "'=1+1", "''-note", "'-note", "probability"]
+    assert written.columns == names
+    assert written[names[1]].to_list() == list(CELLS if keep else CELLS.values())
+    assert written["item"].to_list() == ["-1"] * len(CELLS)
+    assert written[names[2]][0] == ("-a" if keep else "'-a")
+    _, kept = score(dien, rows)  # Parquet is no spreadsheet's
+    assert kept["=1+1"].to_list() == list(CELLS)

@@ -643,6 +643,9 @@ class ExperimentConfig:
     resume: str | None = None  # the folder of a run that was cut off: it goes on there
     overwrite: bool = False  # of a run folder that holds another run's results, delete what that run wrote
     output: str | None = None  # task=predict: the scores, .parquet or .csv
+    keep_formulas: bool = (
+        False  # task=predict: in a CSV, texts such as =1+1, which a spreadsheet would run, as they are
+    )
     data: Any = MISSING
     protocol: Any = MISSING
     model: Any = MISSING

@@ -24,6 +24,8 @@ from deepinterest.errors import UserError
 INPUTS = (".parquet", *SEPARATORS)
 OUTPUTS = (".parquet", ".csv")
 BLOCK = 8 << 20  # bytes of a text file at a time; a line is shorter
+FORMULA = "^[ \t\r\n]*[=+\\-@\uff1d\uff0b\uff0d\uff20]|^[\t\r]"  # what a spreadsheet takes for the start of one
+NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
 BREAK = re.compile("[\r\n]")
 DECIMAL = r"^-?(0|[1-9]\d{0,14})(\.\d{1,15})?([eE][-+]?\d{1,2})?$"  # what a float holds as well as its text does
 
@@ -128,9 +130,14 @@ def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
 
 
 class Output:
-    """Rows written beside `path`; they take its place when all are there, and vanish if anything goes wrong."""
+    """Rows written beside `path`; they take its place when all are there, and vanish if anything goes wrong.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        keep_formulas: leave texts in a CSV as they are that a spreadsheet would run; else they get a ' in front.
+    """
+
+    def __init__(self, path: str, keep_formulas: bool = False) -> None:
+        self.keep_formulas = keep_formulas
         self.path = Path(path).expanduser()
         if self.path.suffix.lower() not in OUTPUTS:
             raise UserError(f"output={path} is no place for scores: use a name that ends with {' or '.join(OUTPUTS)}.")
@@ -152,7 +159,8 @@ class Output:
         try:
             if self.path.suffix.lower() == ".csv":
                 _refuse_lists(frame, self.path)
-                frame.write_csv(self._file, include_header=self._rows == 0)
+                shown = frame if self.keep_formulas else _without_formulas(frame)
+                shown.write_csv(self._file, include_header=self._rows == 0)
             else:
                 table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
                 if self._writer is None:
@@ -185,6 +193,20 @@ class Output:
     def _unwritable(self, error: Exception) -> UserError:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         return UserError(f"output={self.path} can't be written: {reason}. Make room, or name another file.")
+
+
+def _without_formulas(frame: pl.DataFrame) -> pl.DataFrame:
+    """Texts and names of columns that a spreadsheet would take for a formula, with a ' in front; no numbers."""
+    text = pl.col(pl.String)
+    runs = text.str.contains(FORMULA) & ~text.str.contains(NUMBER)
+    frame = frame.with_columns(pl.when(runs).then("'" + text).otherwise(text).name.keep())
+    for name in frame.columns:
+        if re.match(FORMULA, name):
+            free = f"'{name}"
+            while free in frame.columns:
+                free = f"'{free}"
+            frame = frame.rename({name: free})
+    return frame
 
 
 def _refuse_lists(frame: pl.DataFrame, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,11 @@ class Model:
         Args:
             contexts: a value for each candidate, those of the first history first.
         """
+        for called, given in (("histories", histories), ("candidates", candidates)):
+            if isinstance(given, str | bytes) or not hasattr(given, "__len__"):
+                raise UserError(f"{called} is {given!r}: give a list with a list for each history.")
+        if contexts is not None and not isinstance(contexts, Mapping):
+            raise UserError(f"context is {contexts!r}: give the values of each feature by its name.")
         users = [None] * len(histories) if users is None else users
         if not len(histories) == len(candidates) == len(users):
             raise UserError(
@@ -233,13 +238,17 @@ def _tensor(array: Any) -> torch.Tensor:
 
 
 def _series(values: Sequence[Any], called: str) -> pl.Series:
-    """Raw values as integers or text; raises UserError for one text in place of a list, and for mixed types."""
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+    """Raw values as integers or text; raises UserError for what is no list, and for mixed types."""
+    if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
         raise UserError(f"{called} is {values!r}: give a list of raw values, such as [{values!r}].")
     try:
         series = pl.Series(called, values if isinstance(values, np.ndarray | pl.Series) else list(values))
-    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{called} holds values of several types: give whole numbers, or texts.") from error
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
+        first = next(iter(values), None)
+        other = next((value for value in values if type(value) is not type(first)), first)
+        raise UserError(
+            f"{called} holds {first!r} and {other!r}, values of several types: give whole numbers, or texts."
+        ) from None
     if series.dtype == pl.Object or series.dtype.is_nested():
         raise UserError(f"{called} is of type {series.dtype}: give a list of whole numbers or of texts.")
     return series

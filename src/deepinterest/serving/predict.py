@@ -47,7 +47,7 @@ def run(config: ExperimentConfig, console: Console, device: torch.device) -> dic
     """
     if not isinstance(config.data, EventFileConfig):
         raise UserError(f"data={config.data.name} holds no rows to score: take data=events data.path=NEW.parquet.")
-    file, output = Input(config.data), Output(str(config.output))
+    file, output = Input(config.data), Output(str(config.output), config.keep_formulas)
     if output.path.exists() and output.path.samefile(file.path):
         raise UserError(f"output={config.output} is data.path itself: name another file.")
     read = checkpoint.read(str(config.checkpoint))
