@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 
+from deepinterest.config import of_host
+
 ROOT = Path(__file__).parents[1]
 MARK = "DEEPINTEREST_SOAK"  # environment: tells the processes of this soak from others
 SHARED = (Path("/dev/shm"), Path("/tmp"))
@@ -240,9 +242,13 @@ class Soak:
     def _train(self, number: int) -> tuple[dict[str, float], str]:
         """Go on with the run, watch it, kill one of its processes, and wait for the end of the others."""
         last = self.run / "last.ckpt"
-        words = [f"resume={self.run}"] if last.is_file() else [
-            *self._common(), "overwrite=true", f"hydra.run.dir={self.run}"
-        ]  # fmt: skip
+        common = self._common()
+        host = [word for word in common if of_host(word.partition("=")[0])]
+        words = (
+            [f"resume={self.run}", *host]
+            if last.is_file()
+            else [*common, "overwrite=true", f"hydra.run.dir={self.run}"]
+        )
         began = self._saved()
         log = (self.folder / "train.log").open("w")
         with log:

@@ -70,6 +70,9 @@ def keys(words: list[str]) -> set[str]:
     return found | ({"hydra.run.dir"} if "resume" in found else set())
 
 
+HOST = ("logger=none", "trainer.threads=1")  # what a checkpoint doesn't say
+
+
 def sentence(result: subprocess.CompletedProcess[str]) -> str:
     """What the command says went wrong: one line, no traceback, exit code 1."""
     assert result.returncode == 1, result.stderr
@@ -269,12 +272,14 @@ def test_disk_full_while_saving(kilobytes: int, trained: Path, small: Callable[.
     """A run goes on, its checkpoints no longer fit, and those before are as they were."""
     run = copied(trained, tmp_path)
     before = {name: (run / name).read_bytes() for name in ("best.ckpt", "last.ckpt", "metrics.json")}
-    result = command(tmp_path, f"resume={run}", "trainer.max_epochs=3", before=LIMIT.format(kilobytes * 1024 + 1))
+    result = command(
+        tmp_path, f"resume={run}", *HOST, "trainer.max_epochs=3", before=LIMIT.format(kilobytes * 1024 + 1)
+    )
     text = sentence(result)
     assert str(run) in text and "Make room" in text
     assert {name: (run / name).read_bytes() for name in before} == before
     assert not [path for path in run.rglob(".*") if path.suffix in (".ckpt", ".json", ".parquet", ".png")]
-    assert command(tmp_path, f"resume={run}", "trainer.max_epochs=3").returncode == 0
+    assert command(tmp_path, f"resume={run}", *HOST, "trainer.max_epochs=3").returncode == 0
 
 
 @pytest.fixture
@@ -334,7 +339,7 @@ def test_a_rank_that_dies(which: int, small: Callable[..., list[str]], tmp_path:
         assert "Traceback" not in errors
         assert process.returncode == 1
     saved = torch.load(last, weights_only=True)["global_step"]
-    result = command(tmp_path, f"resume={run}", f"trainer.max_steps={saved + 20}")
+    result = command(tmp_path, f"resume={run}", *HOST, f"trainer.max_steps={saved + 20}")
     assert result.returncode == 0, result.stderr
     assert json.loads((run / "metrics.json").read_text())["steps"] == saved + 20
     assert not list(run.glob(".*.ckpt"))

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from rich.console import Console
 
 from deepinterest import experiment
 from deepinterest.compare import __main__ as command
@@ -450,13 +452,70 @@ def test_page_needs_nothing_else(several: Path) -> None:
     assert text == page([(block, scoring.examine(block, 200)) for block in blocks], apart)
 
 
-def test_names_are_no_markup(tmp_path: Path) -> None:
-    write_run(tmp_path, "a", "<b>|$x$", 1)
+HOSTILE = "<script>x</script>|$x$ \x1b[31m [a](javascript:b) `c` [/red]\n# d"
+
+
+def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "a", HOSTILE, 1, told="<script>p\x07")
     blocks, apart = arrange(collect([tmp_path]))
     parts = [(block, scoring.examine(block, 100)) for block in blocks]
-    assert "&lt;b&gt;|$x$" in page(parts, apart)
-    assert "<b>|" not in page(parts, apart)
-    assert r"&lt;b&gt;\|$x$" in tables.markdown(parts, apart)
+    html, text = page(parts, apart), tables.markdown(parts, apart)
+    tables.show(Console(width=400), parts, apart)
+    for shown in (html, text, capsys.readouterr().out):
+        assert not re.search("[\x00-\x09\x0b-\x1f]", shown)  # control characters but the line break
+        assert r"\x1b[31m" in shown and r"\n# d" in shown
+    assert "<script" not in html + text
+    assert r"&lt;script&gt;x&lt;/script&gt;\|$x$ \x1b[31m [a]\(javascript:b) \`c\`" in text
+    assert text.count("\n#") == 0 and text.startswith("### synthetic, &lt;script&gt;p")
+
+
+BOMB = "a0: &a0 x\n" + "\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 40))
+DEEP = "[" * 100_000 + "]" * 100_000
+NESTED = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.yaml", BOMB, "more than 20,000 values"),
+        ("config.yaml", "a: &a [*a]", "more than 20,000 values or 30 levels"),
+        ("config.yaml", f"a: {DEEP}", "can't be read as YAML"),
+        ("config.yaml", f"a: {NESTED}", "or 30 levels"),
+        ("config.yaml", "a: " + "x" * 2**20, "too many for the settings"),
+        ("config.yaml", "a: !!python/object/apply:os.getcwd []", "can't be read as YAML"),
+        ("config.yaml", "model: {name: '${oc.env:HOME}'}", r"model\.name=\$\{oc\.env:HOME\}: an expression"),
+        ("config.yaml", "logger: {tags: [a, '${now:%Y}']}", r"logger\.tags\[1\]=\$\{now:%Y\}: an expression"),
+        ("config.yaml", "1: 2", "has '1' as a name"),
+        ("metrics.json", f'{{"a": {DEEP}}}', "can't be read as JSON"),
+        ("data_card.json", f'{{"protocol": {NESTED}, "split_hash": 1}}', "or 30 levels"),
+        ("metrics.json", f'{{"test/auc": 1{"0" * 400}}}', "a number of 401 digits for test/auc"),
+        ("curves.json", '{"val/auc": [[1, [2]]]}', "holds no list of"),
+        ("curves.json", '{"val/auc": [[1e999, 2]]}', "holds no list of"),
+        ("environment.json", f'{{"torch": {NESTED}}}', "or 30 levels"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_hostile_file_is_told_at_once(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (write_run(tmp_path, "a", "din", 1) / name).write_text(text)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        collect([tmp_path])
+    assert time.monotonic() - begin < 10
+
+
+def test_numbers_of_settings_are_read_as_settings(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "a", "din", 1)
+    with (folder / "config.yaml").open("a") as file:
+        file.write("optimizer: {lr: 1e-3, eps: 1.0e-08, c: true, none: null}\nday: 2017-11-25\n")
+    (run,) = collect([tmp_path])
+    told = {key: run.settings[key] for key in ("optimizer.lr", "optimizer.eps", "optimizer.none", "day")}
+    assert told == {"optimizer.lr": "0.001", "optimizer.eps": "1e-08", "optimizer.none": "null", "day": "2017-11-25"}
+
+
+def test_draws_are_the_same_whether_kept_or_not(several: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = look(several, baseline="model=din", resamples=100)
+    monkeypatch.setattr(scoring, "MOST_KEPT", 0)
+    assert look(several, baseline="model=din", resamples=100) == kept
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
@@ -175,6 +177,19 @@ def test_names_of_a_table(explained: Callable[..., Path], tmp_path: Path) -> Non
     pl.DataFrame({"id": items, "title": [f"<The {item}>" for item in items]}).write_csv(names)
     page = (explained("din", f"explain.names={names}", "explain.count=1") / "explain.html").read_text()
     assert page.count("&lt;The ") > 5 and "<The " not in page
+
+
+def test_hostile_names(explained: Callable[..., Path], tmp_path: Path) -> None:
+    """Markup, formulas of plots and control characters are shown, in the page and in its pictures, and do nothing."""
+    names = tmp_path / "names.parquet"
+    items = pl.read_parquet(next((explained("din").parents[1] / "cache").glob("*/items.parquet")))["item"]
+    hostile = "<script>alert(1)</script>\" onload='x' \x00\x1b[31m\u202e--> $\\frac{ \r\n"
+    pl.DataFrame({"id": items, "title": [hostile] * len(items)}).write_parquet(names)
+    text = (explained("din", f"explain.names={names}", "explain.count=1") / "explain.html").read_text(encoding="utf-8")
+    assert "<script" not in text and "&lt;script&gt;alert(1)" in text and "onload=&#x27;x&#x27;" in text
+    assert not set("\x00\x1b\u202e\r") & set(text) and r"\x00\x1b[31m\u202e" in text
+    for picture in re.findall(r"base64,([^\"]+)", text):
+        ElementTree.fromstring(base64.b64decode(picture))
 
 
 @pytest.mark.parametrize(

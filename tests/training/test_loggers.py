@@ -110,6 +110,29 @@ def test_offline_run_holds_curves_config_and_images(tmp_path: Path, caplog: pyte
     assert "dien s1" in text
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"project": "../../x"}, r"logger\.project='\.\./\.\./x'.*cannot contain characters"),
+        ({"tags": ["x" * 65]}, "is 65 characters"),
+        ({"tags": [""]}, "Tag at index 0 is empty"),
+    ],
+)
+def test_names_that_wandb_does_not_take(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        loggers.make_logger(LoggerConfig(mode=LoggerMode.offline, **config), tmp_path, tmp_path, "name", {})
+
+
+def test_hostile_names_are_logged_as_they_are(tmp_path: Path) -> None:
+    name, tag = "<img src=x onerror=alert(1)> \x1b[31m", "<script>alert(1)</script>"
+    logger = loggers.make_logger(
+        LoggerConfig(mode=LoggerMode.offline, tags=[tag]), tmp_path, tmp_path, name, {"data": {"<b>": "${oc.env:HOME}"}}
+    )
+    loggers.finish(logger)
+    (logged,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert os.environ["HOME"] not in json.dumps([r for r in leet(logged) if r["type"] == "config"])
+
+
 def test_two_runs_after_one_another_share_the_folder(tmp_path: Path) -> None:
     for _ in range(2):
         logger = make(LoggerConfig(mode=LoggerMode.offline), tmp_path)

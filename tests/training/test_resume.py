@@ -278,6 +278,7 @@ def test_killed_for_good(small: Callable[..., list[str]], cache: Path, tmp_path:
         *small("dien", f"paths.cache={cache}", *RUN), "trainer.batch_size=16", "trainer.checkpoint_minutes=0.0005",
         "trainer.patience=null",
     ]  # fmt: skip
+    host = [f"paths.cache={cache}", "logger=none", "trainer.threads=1"]
     command = [sys.executable, str(ROOT / "run.py")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -290,7 +291,7 @@ def test_killed_for_good(small: Callable[..., list[str]], cache: Path, tmp_path:
         return int(torch.load(last, weights_only=True, mmap=True)["global_step"]) if last.exists() else 0
 
     for target in sorted(moments.sample(range(1, steps - 50), count)):
-        arguments = [f"resume={run}"] if last.exists() else [*words, "overwrite=true", f"hydra.run.dir={run}"]
+        arguments = [f"resume={run}", *host] if last.exists() else [*words, "overwrite=true", f"hydra.run.dir={run}"]
         process = subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and saved() < target:
             time.sleep(0.02)
@@ -299,7 +300,7 @@ def test_killed_for_good(small: Callable[..., list[str]], cache: Path, tmp_path:
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed.append(saved())
-    result = subprocess.run([*command, f"resume={run}"], env=environment, capture_output=True, text=True)
+    result = subprocess.run([*command, f"resume={run}", *host], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     print("killed after the saved steps", killed, "of", steps)
     assert len(set(killed)) > 1

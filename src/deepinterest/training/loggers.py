@@ -75,7 +75,7 @@ def start_wandb(
 ) -> wandb.Run:
     """Start a run: online where wanted and possible within `init_timeout`, otherwise offline. Never a prompt."""
     import wandb
-    from wandb.errors import Error
+    from wandb.errors import Error, UsageError
 
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -91,19 +91,26 @@ def start_wandb(
             disable_git=True,
             x_stats_sampling_interval=SYSTEM_SECONDS,
         )
-        return wandb.init(
-            project=config.project,
-            name=run_name,
-            group=group,
-            id=identity,
-            resume="allow" if identity and mode == "online" else None,
-            tags=config.tags or None,
-            config=full_config,
-            dir=str(folder),
-            mode=mode,  # type: ignore[arg-type]
-            reinit="finish_previous",
-            settings=settings,
-        )
+        try:
+            return wandb.init(
+                project=config.project,
+                name=run_name,
+                group=group,
+                id=identity,
+                resume="allow" if identity and mode == "online" else None,
+                tags=config.tags or None,
+                config=full_config,
+                dir=str(folder),
+                mode=mode,  # type: ignore[arg-type]
+                reinit="finish_previous",
+                settings=settings,
+            )
+        except (UsageError, ValueError) as error:  # of names that it doesn't take
+            said = " ".join(str(error).split()).partition(" [type=")[0]
+            raise UserError(
+                f"Weights & Biases doesn't take logger.project={config.project!r} with the tags {config.tags} "
+                f"({said}): take others"
+            ) from error
 
     run = None
     if mode == "online":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+
+from deepinterest.training import naming
 
 LOOK = 0.2  # seconds between two looks at the others
 GRACE = 2.0  # seconds in which the main thread may notice by itself
@@ -75,7 +76,7 @@ class LostProcess(Callback):
 
     def _sentence(self, what: str) -> str:
         if (self.folder / "last.ckpt").is_file():
-            again = f"the run goes on by: python run.py resume={shlex.quote(str(self.folder))}"
+            again = f"the run goes on by: {naming.going_on(self.folder)}"
         else:
             again = "nothing was saved yet: start it again"
         return f"{what}; what it said stands above or in the logs of {self.folder}. Where memory is short the system " \
