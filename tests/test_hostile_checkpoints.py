@@ -88,7 +88,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "10^12 numbers of 4 bytes": (
         lambda s: s["state_dict"].update({weight(s): torch.zeros(1).expand(10**12)}), "claims 4,0.* bytes of weights"
     ),
-    "a layer of 10^9": (lambda s: s["settings"]["model"].update(mlp=[10**9, 4]), "another model .* 1000000000"),
+    "a layer of 10^9": (lambda s: s["settings"]["model"].update(mlp=[10**9, 4]), "1000000000|as much memory|GiB"),
     "10^9 layers": (lambda s: s["settings"]["model"].update(mlp=[4] * 100_000), "holds more than 20,000 values"),
     "an alias bomb": (lambda s: s["settings"].update(debug=bomb()), "holds more than 20,000 values or 30 levels"),
     "a list within itself": (lambda s: s["settings"].update(debug=within()), "holds more than 20,000 values or 30"),

@@ -529,7 +529,7 @@ def test_rows_that_cannot_be_scored(
     monkeypatch.setattr(predict, "ROWS", 2)  # rows are counted in the file, not in a piece
     with pytest.raises(UserError, match=message):
         score(dien, frame, *settings_)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.parquet", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.parquet"]
 
 
 @pytest.mark.parametrize(
