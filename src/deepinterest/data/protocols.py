@@ -22,7 +22,7 @@ from deepinterest.data.log import Log
 from deepinterest.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-CHUNK = 2_000_000  # targets at a time
+CHUNK = 2_000_000  # events or targets at a time
 # Of a user: fewer give no target. Under last_event a lone event still is in the whole pool of negatives.
 MINIMUM_EVENTS = {"temporal": 2, "leave_last_out": 3, "last_event": 1, "labelled": 1}
 
@@ -79,10 +79,12 @@ def split(log: Log, config: ProtocolConfig, seed: int) -> Split:
 
 def has_history(log: Log, ties: HistoryTies) -> np.ndarray:
     """(E,) bool: whether the history of an event as a target would hold an event."""
-    first = log.user_offsets[log.user]
-    if ties is HistoryTies.order:
-        return first < np.arange(len(log))
-    return log.time[first] < log.time
+    found = np.empty(len(log), dtype=bool)
+    for begin in range(0, len(log), CHUNK):
+        events = np.arange(begin, min(begin + CHUNK, len(log)))
+        first = log.user_offsets[log.user[events]]
+        found[events] = first < events if ties is HistoryTies.order else log.time[first] < log.time[events]
+    return found
 
 
 def refuse_empty(name: str, targets: int, log: Log, config: ProtocolConfig) -> None:
