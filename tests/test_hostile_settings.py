@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from deepinterest.command_line import checked, refuse_class_names
+from deepinterest.config import SCHEMAS, ExperimentConfig
 from deepinterest.errors import sentence
-from deepinterest.settings import implied, register, typed
+from deepinterest.kinds import choices_of, describe, expected_type
+from deepinterest.settings import implied, register, resolved, typed
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -101,3 +110,81 @@ def test_a_file_without_a_schema(tmp_path: Path) -> None:
         (tmp_path / "model").mkdir(exist_ok=True)
         (tmp_path / "model" / "mine.yaml").write_text(text)
         assert "model has no schema of its own" in said(f"hydra.searchpath=[file://{tmp_path}]", "model=mine")
+
+
+# ---------------------------------------------------------------------------------------------- every setting, anything
+
+NONSENSE = (
+    *("", "null", "abc", "true", "-1", "0", "1.5", "1e308", "-1e308", "nan", "inf", "-inf", str(2**63), str(2**70)),
+    *("a" * 5000, "9" * 4000, "'ключ 鍵 💥'", "'it is \"mine\"'", "'line\nbreak \x1b[31mred'", "/no/such/'place'"),
+    *("[]", "[1,x]", "[[1]]", "[null]", "{}", "{a:1}", "{?: 1}", "'${'", "\\${seed}", "-0.0", "1_000", "1e3"),
+    *("${oc.env:HOME}", "${nothing.there}", "${seed}", "${paths}", "Task.train"),
+)  # fmt: skip
+
+
+def leaves(schema: Any, path: str) -> Iterator[str]:
+    for entry in dataclasses.fields(schema):
+        value = getattr(schema(), entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(type(value), f"{path}{entry.name}.")
+        yield f"{path}{entry.name}"
+
+
+def every() -> list[tuple[str, tuple[str, ...]]]:
+    """Each setting of each schema once, with the words that choose the schema."""
+    found = {key: () for key in leaves(ExperimentConfig, "") if key not in SCHEMAS}
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            words = (f"{group}={name}",) if len(schemas) > 1 else ()
+            new = (key for key in leaves(schema, f"{group}.") if key not in found)
+            found |= dict.fromkeys(new, words)
+    return list(found.items())
+
+
+@pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_setting_takes_any_nonsense(thorough: bool) -> None:
+    """All of it for one setting of each type, and for the others, if not thorough, what is likeliest to get through."""
+    parser, bases, tried = OverridesParser.create(), dict[tuple[str, ...], DictConfig](), set[str]()
+    wrong = []
+    for key, words in every():
+        if words not in bases:
+            path = ["data.path=x"] if words in (("data=events",), ("data=reference",)) else []
+            bases[words] = compose("config", ["paths.run=somewhere", *words, *path])
+            OmegaConf.resolve(bases[words])  # quicker
+        where, _, last = key.rpartition(".")
+        expected = expected_type(OmegaConf.select(bases[words], where) if where else bases[words], last)
+        kind = "choices" if choices_of(expected) else re.sub(r"\w+Config", "settings", describe(expected))
+        values = NONSENSE if thorough or kind not in tried else ("null", str(2**70), "[[1]]", "${paths}")
+        tried.add(kind)
+        for value in values:
+            if problem := outcome(bases[words], key, value, parser):
+                wrong.append(f"{key}={value[:40]}: {problem}")
+    assert not wrong, f"{len(wrong)} of them\n" + "\n".join(wrong[:50])
+
+
+def outcome(base: DictConfig, key: str, text: str, parser: OverridesParser) -> str | None:
+    """What is wrong about how `key=text` is taken; None where it is refused well, or accepted and usable."""
+    path, _, last = key.rpartition(".")
+    parent = OmegaConf.select(base, path) if path else base
+    before = copy.deepcopy(parent._get_node(last))
+    try:
+        try:
+            value = parser.parse_override(f"{key}={text}").value()
+            OmegaConf.update(base, key, value, merge=True)  # as Hydra does
+            config = typed(base)
+            resolved(base)
+        finally:
+            before._set_parent(parent)
+            parent._content[last] = before
+    except Exception as error:
+        told = sentence(error)
+        if told is None:
+            return repr(error)[:200]
+        # An expression of nothing is named itself, and what Hydra can't read is quoted.
+        named = last in told or text.strip("${}") in told or isinstance(error, HydraException)
+        return None if named and len(told) <= 600 else f"{len(told)} characters: {told[:200]}"
+    for part in key.split("."):
+        config = getattr(config, part)
+    numbers = config if isinstance(config, list) else [config]
+    usable = all(math.isfinite(each) and abs(each) < 2**63 for each in numbers if isinstance(each, int))
+    return None if usable else f"accepted as {config!r}"

@@ -72,7 +72,12 @@ def short(value: object, most: int = 100) -> str:
 
 
 def sentence(error: BaseException) -> str | None:
-    """What to tell the user about a mistake in their settings; None where the error is another kind."""
+    """What to tell the user about a mistake of theirs; None where the error is another kind. Endless words are cut."""
+    text = _sentence(error)
+    return text and re.sub(r"\S{400,}", lambda word: short(word[0]), text)
+
+
+def _sentence(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MissingConfigException):
@@ -92,6 +97,8 @@ def sentence(error: BaseException) -> str | None:
         return _one_line(cause if cause is not None and not str(error) else error)
     if isinstance(error, HydraException):
         return _one_line(error)
+    if key := re.search(r"\n\s*full_key: (\S+)", str(error)):  # how OmegaConf marks another library's error
+        return f"{key[1]} is not possible: {str(error).splitlines()[0]}"
     if reason := no_room(error):
         return f"{getattr(error, 'filename', None) or 'a file'} could not be written: {reason}. Make room and run again"
     return _exhausted(error)
@@ -213,7 +220,7 @@ def _paths(node: Container | None, path: str) -> Iterator[str]:
 
 
 def _wrong_type(error: ValidationError) -> str:
-    found = re.search(r"[Vv]alue '(.*?)'(?: |,|$)", str(error).splitlines()[0], re.DOTALL)
+    found = re.search(r"[Vv]alue '(.*)'(?: of type '| \(|, expected|$)", str(error).splitlines()[0])
     value = found[1] if found else error.value
     expected = expected_type(error.parent_node, error.key)
     if expected is None:

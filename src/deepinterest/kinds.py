@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import is_dataclass
 from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import Container, ListConfig
 
@@ -15,7 +15,26 @@ def expected_type(parent: Container | None, key: Any) -> Any:
         return parent._metadata.element_type
     if parent is None or not is_dataclass(parent._metadata.object_type):
         return None
-    return get_type_hints(parent._metadata.object_type).get(str(key))
+    return types_of(parent._metadata.object_type).get(str(key))
+
+
+def types_of(schema: Any) -> dict[str, Any]:
+    """The type of each setting of a schema."""
+    return get_type_hints(schema)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a setting's type."""
+    if kind is Any:
+        return True
+    if (origin := get_origin(kind)) in (list, dict):
+        entries = value if origin is list or not isinstance(value, dict) else value.values()
+        return isinstance(value, origin) and all(fits(entry, get_args(kind)[-1]) for entry in entries)
+    if parts := get_args(kind):
+        return any(fits(value, part) for part in parts)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def choices_of(kind: Any) -> list[str]:

@@ -24,6 +24,7 @@ from deepinterest.config import (
 )
 from deepinterest.data import checks
 from deepinterest.errors import UserError, nearest, short
+from deepinterest.kinds import describe, fits, types_of
 from deepinterest.launch import launched
 
 MOST = 2**63 - 1  # what arrays count with
@@ -120,8 +121,11 @@ def _check_sharded(config: ExperimentConfig) -> None:
 
 
 def _check_ranges(node: Any, path: str) -> None:
+    kinds = types_of(type(node))
     for entry in fields(node):
         value, key = getattr(node, entry.name), f"{path}{entry.name}"
+        if not fits(value, kinds[entry.name]):  # OmegaConf lets an expression's value and lists in a list pass
+            raise UserError(f"{key}={short(value)} is not possible: expected {describe(kinds[entry.name])}")
         if is_dataclass(value):
             _check_ranges(value, f"{key}.")
         elif isinstance(value, list) and entry.metadata:
