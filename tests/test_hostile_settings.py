@@ -87,6 +87,8 @@ def said(*words: str) -> str:
         ("trainer.devices='-1,0'", ["trainer.devices=-1,0", "different"]),
         ("trainer.devices=''", ["trainer.devices=", "-1 for all"]),
         ("optimizer.betas=[0.9]", ["optimizer.betas=[0.9]", "Adam has two"]),
+        ("optimizer.betas=[0,0]", ["optimizer.betas=[0.0, 0.0]", "the root of the second"]),
+        ("optimizer.betas=[0.99,0.9]", ["optimizer.betas=[0.99, 0.9]", "the root of the second"]),
         ("optimizer.betas=[0.9,0.9,0.9]", ["optimizer.betas=[0.9, 0.9, 0.9]", "Adam has two"]),
         (f"protocol.max_history={2**63}", ["protocol.max_history", "at most 9223372036854775807"]),
         (f"data.seed={2**70}", ["data.seed", "at most 9223372036854775807"]),

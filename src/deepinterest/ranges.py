@@ -61,10 +61,11 @@ def check(config: ExperimentConfig) -> None:
         )
     if isinstance(config.trainer, TrainerConfig):
         _check_devices(config.trainer.devices)
-    if len(config.optimizer.betas) != 2:
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not 0 < betas[0] < betas[1] ** 0.5:
         raise UserError(
-            f"optimizer.betas={config.optimizer.betas} is not possible: Adam has two, of the mean and of the square, "
-            "as in [0.9,0.999]"
+            f"optimizer.betas={short(betas)} is not possible: Adam has two, of the mean and of the square, the first "
+            "more than 0 and less than the root of the second, as in [0.9,0.999]"
         )
     if config.embedding is Tables.sharded:
         _check_sharded(config)
