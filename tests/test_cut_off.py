@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -115,6 +116,28 @@ def test_ctrl_c_after_training(
             go(tmp_path)
     assert error.value.number == signal.SIGINT
     assert not (tmp_path / "run" / "metrics.json").exists()
+    assert go(tmp_path, resumed=True) == whole
+
+
+def test_full_disk_while_calibrating(
+    go: Go, whole: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate = experiment._calibrate
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(*arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, unlimited[1]))
+        try:
+            calibrate(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_calibrate", limited)
+        with pytest.raises(UserError, match=r"calibration could not be written to .*best\.ckpt .*Make room"):
+            go(tmp_path)
+    read_all(tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".best.ckpt*"))
     assert go(tmp_path, resumed=True) == whole
 
 
