@@ -104,3 +104,18 @@ def test_what_runs_out_all_the_same() -> None:
     for error in (files, wrapped, RuntimeError("x: Too many open files (os error 24)")):
         assert f"may have {limit:,} (ulimit -n). Raise the limit" in str(sentence(error))
     assert sentence(RuntimeError("something else")) is None
+
+
+def test_numbers_far_beyond_the_data_mean_all_of_them(
+    settings: Callable[..., Any], cache: Path, tmp_path: Path
+) -> None:
+    most = 2**62
+    words = (
+        *(f"trainer.batch_size={10**13}", f"trainer.eval_batch_size={10**13}", f"protocol.max_history={most}"),
+        *("trainer.checkpoint_minutes=1e308", f"trainer.validations_per_epoch={most}", f"trainer.patience={most}"),
+        *(f"protocol.targets_per_user.test={most}", "evaluation.ece_bins=10000", f"debug.batches={most}"),
+    )
+    config, plain = settings("dnn", tmp_path, f"paths.cache={cache}", *words)
+    metrics = experiment.run(config, plain)
+    assert metrics["steps"] == 1
+    assert 0 < metrics["test/auc"] < 1
