@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from deepinterest.command_line import checked, refuse_class_names
 from deepinterest.config import Task
 from deepinterest.errors import sentences
+from deepinterest.folders import name_after
 from deepinterest.launch import joined
 from deepinterest.machine import check
 from deepinterest.report.sweep import print_run_folder
@@ -33,7 +34,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
     if config.task in (Task.test, Task.probe, Task.explain):  # what the checkpoint was trained with needs no repeating
         from deepinterest.serving.checkpoint import as_trained
 
-        settings = as_trained(settings, list(HydraConfig.get().overrides.task))
+        composed, settings = settings, as_trained(settings, list(HydraConfig.get().overrides.task))
+        name_after(settings, composed)
         config = restored(settings)
 
     if config.task is Task.train and (config.resume or config.checkpoint):

@@ -19,8 +19,9 @@ import polars as pl
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from deepinterest import experiment, load
+from deepinterest import experiment, folders, load
 from deepinterest.config import HOST, SETTINGS_OF_A_MODEL
 from deepinterest.data import store
 from deepinterest.data.store import Store
@@ -739,6 +740,24 @@ def test_settings_of_a_checkpoint(dien: Run, tmp_path: Path) -> None:
     assert of("model=din").model.name == "din" and of("model=din").data == trained.data
     assert of("reference=true").quirks.batch_dice and not plain.quirks.batch_dice
     assert of("protocol.max_history=7").protocol.max_history == 7
+    assert plain.seed == trained.seed and of("seed=8").seed == 8
+
+
+def test_default_folder_is_named_after_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra = OmegaConf.create({"run": {"dir": "x"}})
+    monkeypatch.setattr(folders, "_named", lambda: False)
+    monkeypatch.setattr(folders.HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(folders, "_texts", {"config.yaml": "of the command line"})
+    composed: dict[str, Any] = {"data": {"name": "completejourney"}, "model": {"name": "dien"}, "seed": 1}
+    composed["paths"] = {"run": "/runs/2026_completejourney_dien_s1"}
+    settings = {**composed, "data": {"name": "synthetic"}, "model": {"name": "din"}, "seed": 3}
+    folders.name_after(settings, composed)
+    assert settings["paths"] == {"run": "/runs/2026_synthetic_din_s3"} and hydra.run.dir == settings["paths"]["run"]
+    assert composed["paths"] == {"run": "/runs/2026_completejourney_dien_s1"}
+    assert "name: synthetic" in folders._texts["config.yaml"] and "din_s3" in folders._texts["config.yaml"]
+    monkeypatch.setattr(folders, "_named", lambda: True)  # by hydra.run.dir
+    folders.name_after(named := {**composed, "seed": 9}, composed)
+    assert named["paths"] == composed["paths"]
 
 
 def test_no_traces_in_the_environment(dien: Run) -> None:

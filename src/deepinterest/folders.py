@@ -222,6 +222,26 @@ def of_command() -> str:
     return os.path.abspath(os.path.join(hydra.sweep.dir, str(number)))
 
 
+def name_after(settings: dict[str, Any], composed: dict[str, Any]) -> None:
+    """Give a run that takes a default folder the name of what its checkpoint was trained with, in `.hydra` too.
+
+    Args:
+        settings: of the run, with the checkpoint's data, model and seed; `paths.run` gets the name.
+        composed: those of the command line, which the name was made of.
+    """
+    if _named():
+        return
+    old, now = (f"_{each['data']['name']}_{each['model']['name']}_s{each['seed']}" for each in (composed, settings))
+    folder = Path(settings["paths"]["run"])
+    if folder.name.endswith(old):
+        folder = folder.with_name(folder.name.removesuffix(old) + now)
+        settings["paths"] = {**settings["paths"], "run": str(folder)}
+        hydra: Any = HydraConfig.get()
+        with read_write(hydra):
+            hydra.run.dir = str(folder)
+    _texts["config.yaml"] = OmegaConf.to_yaml(OmegaConf.create(settings))
+
+
 def near(folder: Path) -> str:
     """A folder's name for the user: relative where it lies below the current one."""
     folder = folder.absolute()

@@ -237,7 +237,7 @@ def refuse_misfit(found: Checkpoint, build: Callable[[], nn.Module], part: str =
 
 
 def as_trained(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Plain settings with data, protocol, model and quirks as those of their checkpoint.
+    """Plain settings with data, protocol, model, quirks and seed as those of their checkpoint.
 
     What the command line names takes precedence: a whole group (`model=din`) or one setting of it (`model.hidden=64`).
     Named with `experiment`, and by a checkpoint that doesn't know its settings, all stay as they are.
@@ -258,4 +258,5 @@ def as_trained(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]
             OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False)
     plain = OmegaConf.to_container(merged)
     assert isinstance(plain, dict)
-    return {**settings, **{key: plain[key] for key in SETTINGS_OF_A_MODEL if key in plain}}
+    taken = [*SETTINGS_OF_A_MODEL, *(() if "seed" in keys else ("seed",))]
+    return {**settings, **{key: plain[key] for key in taken if key in plain}}
