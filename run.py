@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     follow_parent()
     refuse_class_names(cfg, HydraConfig.get().overrides.task)
     config, settings = typed(cfg), resolved(cfg)  # a wrong setting fails here, before torch is imported
-    if config.task in (Task.test, Task.probe, Task.explain):  # what the checkpoint was trained with needs no repeating
+    if config.task in (Task.test, Task.probe, Task.explain, Task.predict):  # as the checkpoint was trained
         from deepinterest.serving.checkpoint import as_trained
 
         composed, settings = settings, as_trained(settings, list(HydraConfig.get().overrides.task))
