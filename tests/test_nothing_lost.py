@@ -549,3 +549,12 @@ def test_source_executes_no_data() -> None:
                 assert words.get("shell") != "True" and (module, name) != ("os", "system"), where
     assert seen >= 4
     assert issubclass(plain._Loader, (yaml.SafeLoader, yaml.CSafeLoader))  # and so no other than a safe one
+
+
+def test_texts_are_written_in_utf8_whatever_the_locale() -> None:
+    """JSON is ASCII alone; anything else may hold a name in any script."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "write_text":
+                plain = ast.unparse(node.args[0]).startswith(("json.dumps(", "as_json(", "'5'", "version"))
+                assert plain or any(word.arg == "encoding" for word in node.keywords), f"{path.name}:{node.lineno}"

@@ -315,7 +315,7 @@ def test_full_disk(go: Callable[..., Run], name: str, tmp_path: Path, monkeypatc
 
         return instead
 
-    def text(path: Path, content: str, *more: Any) -> Any:
+    def text(path: Path, content: str, *more: Any, **named: Any) -> Any:
         if path.name.startswith(name):
             path.write_bytes(content.encode()[:5])
             raise full

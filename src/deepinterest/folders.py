@@ -207,7 +207,7 @@ def begin(folder: Path, settings: bool) -> None:
         (folder / ".hydra").mkdir(exist_ok=True)
         for name, text in _texts.items():
             with beside(folder / ".hydra" / name) as own:
-                own.write_text(text)
+                own.write_text(text, encoding="utf-8")
     for handler in logging.getLogger().handlers:
         if isinstance(handler, RunLog):
             handler.begin(folder)

@@ -68,7 +68,7 @@ def write(folder: Path, resolved: dict[str, Any], store: Store, max_history: int
     """
     try:
         with beside(folder / "config.yaml") as own:
-            own.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+            own.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)), encoding="utf-8")
         drawn = figures(store, max_history, zone)
         return [plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
     except OSError as error:

@@ -131,7 +131,7 @@ def write(
             predictions.write_parquet(own)
         for name, text in texts.items():
             with beside(folder / name) as own:
-                own.write_text(text)
+                own.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _no_room("Results", folder, error) from error
 

@@ -94,9 +94,9 @@ def run_alone(settings: dict[str, Any], folder: Path) -> dict[str, float]:
         process.wait()
         code = 128 + signal.SIGINT
     if code > 128:
-        raise Interrupted(failure.read_text() if failure.is_file() else "", code - 128)
+        raise Interrupted(failure.read_text(encoding="utf-8") if failure.is_file() else "", code - 128)
     if failure.is_file():
-        raise UserError(failure.read_text())
+        raise UserError(failure.read_text(encoding="utf-8"))
     if code:
         ended = f"by signal {-code}" if code < 0 else f"with code {code}"
         raise UserError(f"the processes of this job ended {ended}; what they said is above and in {folder / 'run.log'}")
@@ -126,14 +126,16 @@ def main(path: Path) -> int:
         run(config, settings)
         return 0
     except Interrupted as error:
-        (path.parent / "error.txt").write_text(str(error))
+        (path.parent / "error.txt").write_text(str(error), encoding="utf-8")
         return 128 + error.number
     except Exception as error:
         text = sentence(error)
         log.error("%s", text or f"{type(error).__name__}: {error}", exc_info=None if text else error)
         if rank == "0":
             last = traceback.format_exception_only(error)[-1].strip()
-            (path.parent / "error.txt").write_text(text or f"{last} (the traceback is in {folder / name})")
+            (path.parent / "error.txt").write_text(
+                text or f"{last} (the traceback is in {folder / name})", encoding="utf-8"
+            )
         return 1
 
 

@@ -173,7 +173,9 @@ def _tell_best(runner: Runner, study: optuna.Study, jobs: list[Job]) -> None:
     path.parent.mkdir(exist_ok=True)
     head = f"# @package _global_\n# The best of {len(jobs)} trials: {metric} {best.value:.6f} in job {best.number}.\n"
     beside = path.with_name(".best.yaml")
-    beside.write_text(head + OmegaConf.to_yaml(OmegaConf.create(_experiment(runner, jobs[best.number]))))
+    beside.write_text(
+        head + OmegaConf.to_yaml(OmegaConf.create(_experiment(runner, jobs[best.number]))), encoding="utf-8"
+    )
     beside.replace(path)
     words = " ".join(f"{key}={value}" for key, value in best.params.items())
     print(f"best: job {best.number}, {metric} {best.value:.4f}: {words}")
