@@ -102,7 +102,7 @@ def test_run_folder(trained: dict[str, Run], model: str) -> None:
 
     predictions = run.predictions
     assert predictions.columns == [
-        *("user", "item", "label", "probability"), *("history_length", "item_popularity"),
+        *("user", "item", "timestamp", "label", "probability"), *("history_length", "item_popularity"),
     ]  # fmt: skip
     assert len(predictions) == card["test_rows"]
     assert auc_of(predictions) == metrics["test/auc"]
