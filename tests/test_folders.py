@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from deepinterest import experiment, folders
 from deepinterest.config import ExperimentConfig
-from deepinterest.errors import UserError
+from deepinterest.errors import UserError, sentence
 from deepinterest.folders import MARK, LateFolder, RunFolder, RunLog, clear
 from deepinterest.settings import implied, register, resolved, typed
 
@@ -227,6 +227,30 @@ def test_folder_that_cannot_be(
         experiment.run(config, plain)
     assert "\n" not in str(raised.value)
     assert content(tmp_path) == {"file": b"mine"} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("task=predict", "checkpoint={checkpoint}", "data=events", "data.path={rows}", "output={long}.csv"),
+        ("task=test", "checkpoint={long}"),
+        ("paths.cache={long}",),
+    ],
+    ids=["output", "checkpoint", "cache"],
+)
+def test_name_that_is_too_long(
+    words: tuple[str, ...], settings: Callable[..., Any], finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text("user,item,timestamp\n1,2,1700000000\n")
+    places = {
+        "checkpoint": finished / "run" / "best.ckpt",
+        "rows": tmp_path / "rows.csv",
+        "long": tmp_path / ("a" * 300),
+    }
+    with pytest.raises((OSError, UserError)) as raised:
+        experiment.run(*settings("dnn", tmp_path, *(word.format(**places) for word in words)))
+    assert "longer than the file system takes" in str(sentence(raised.value))
+    assert not (tmp_path / "run").exists()
 
 
 # -------------------------------------------------------------------------------------------------- as Hydra starts it

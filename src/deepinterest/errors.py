@@ -99,6 +99,8 @@ def _sentence(error: BaseException) -> str | None:
         return _one_line(error)
     if key := re.search(r"\n\s*full_key: (\S+)", str(error)):  # how OmegaConf marks another library's error
         return f"{key[1]} is not possible: {str(error).splitlines()[0]}"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{short(error.filename)} has a name that is longer than the file system takes: name another one"
     if reason := no_room(error):
         return f"{getattr(error, 'filename', None) or 'a file'} could not be written: {reason}. Make room and run again"
     return _exhausted(error)

@@ -156,6 +156,7 @@ def calm() -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # our metrics are of all processes' rows
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor is newer than our oldest torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
