@@ -21,6 +21,7 @@ from deepinterest import experiment, folders
 from deepinterest.config import ExperimentConfig
 from deepinterest.errors import UserError, sentence
 from deepinterest.folders import MARK, LateFolder, RunFolder, RunLog, clear
+from deepinterest.report import terminal
 from deepinterest.settings import implied, register, resolved, typed
 
 ROOT = Path(__file__).parents[1]
@@ -251,6 +252,15 @@ def test_name_that_is_too_long(
         experiment.run(*settings("dnn", tmp_path, *(word.format(**places) for word in words)))
     assert "longer than the file system takes" in str(sentence(raised.value))
     assert not (tmp_path / "run").exists()
+
+
+def test_table_of_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"test/auc": 0.51234, "test/gauc_users": 22.0, "test/gauc_users_dropped": 0.0, "seconds": 12.34}
+    terminal.results().print(terminal.metrics_table({**metrics, "samples_per_s": 12345.6}))
+    shown = capsys.readouterr().out
+    rows = dict(line.strip("│ ").replace(" ", "").split("│") for line in shown.splitlines() if line.startswith("│"))
+    assert rows == {"auc": "0.5123", "gauc_users": "22", "gauc_users_dropped": "0", "seconds": "12.3",
+                    "samples_per_s": "12,346"}  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- as Hydra starts it

@@ -231,6 +231,7 @@ def test_checkpoint_gives_the_same_scores(
     assert run.metrics["val/auc"] == trained[model].metrics["val/auc"]
     assert run.predictions.equals(trained[model].predictions)
     assert not list(run.folder.glob("*.ckpt"))
+    assert not {"samples_per_s", "train/seconds", "steps"} & run.metrics.keys()  # nothing was trained
 
 
 @pytest.mark.parametrize("change", ["data.seed=5", "data.users=150"])
@@ -432,6 +433,10 @@ def test_command(small: Callable[..., list[str]], trained: dict[str, Run], cache
     folder = tmp_path / last_line(result.stdout).removeprefix("run folder: ")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test/auc"] == trained["dnn"].metrics["test/auc"]
+    tables = [line for line in result.stdout.splitlines()[:-1] if line.strip()]
+    assert {line.strip()[0] for line in tables} <= set("│┌└┏┡┃DT")  # titles: Data card, Test
+    assert "Data card" in result.stdout and "samples_per_s" in result.stdout
+    assert "dnn on synthetic" in result.stderr and "test auc" in result.stderr
 
 
 def test_sweep_with_a_failing_job(small: Callable[..., list[str]], cache: Path, tmp_path: Path) -> None:
@@ -450,6 +455,8 @@ def test_sweep(small: Callable[..., list[str]], trained: dict[str, Run], cache: 
     result = start(tmp_path, "-m", *small("dnn", f"paths.cache={cache}"), "model=dnn,din")
     assert result.returncode == 0, result.stderr
     assert f"{trained['dnn'].metrics['test/auc']:.4f}" in result.stdout.split("┏")[-1]
+    assert result.stdout.count("Data card") == 1 and "test auc" not in result.stdout
+    assert "job 1 of 2, in outputs/sweeps/" in result.stderr and "job 2 of 2, in" in result.stderr
     assert last_line(result.stdout).startswith("sweep folder: outputs/sweeps/")
 
 
