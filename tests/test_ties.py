@@ -94,7 +94,7 @@ def predict(settings: Callable[..., Any], tmp_path: Path) -> Callable[..., np.nd
         rows.write_csv(path) if kind == "csv" else rows.write_parquet(path)
         config, plain = settings(
             "din", folder, "task=predict", "data=events", f"data.path={path}", f"output={output}",
-            f"checkpoint={folder / 'run' / 'best.ckpt'}", *more,
+            f"checkpoint={folder / 'run' / 'best.ckpt'}", f"paths.run={tmp_path / 'run'}", *more,
         )  # fmt: skip
         experiment.run(config, plain)
         return pl.read_parquet(output)["probability"].to_numpy()

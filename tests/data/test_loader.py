@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from deepinterest.config import Exclude, LeaveLastOutConfig, NegativesConfig, Quirks, SyntheticConfig
 from deepinterest.data.batch import Batch
@@ -135,7 +136,8 @@ def shuffled(prefetch: bool) -> BatchLoader:
 
 def equal(one: Batch, other: Batch) -> bool:
     return all(
-        torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True) if a is not None
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b
+        for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
     )
 
 

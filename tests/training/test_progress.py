@@ -61,8 +61,14 @@ def test_the_line_of_a_run(settings: Settings, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("quiet", ["file", "setting"])
-def test_quiet(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: str) -> None:
-    """What is left are the tables of data and test, and in a file not one control character."""
+def test_quiet(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    quiet: str,
+) -> None:
+    """The tables of data and test stay, on standard output, and a file holds not one control character."""
     stream = Stream() if quiet == "file" else Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     more = () if quiet == "file" else ("trainer.progress=false",)
@@ -73,8 +79,9 @@ def test_quiet(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if quiet == "file":
         assert "\x1b" not in stream.getvalue()
         assert "\r" not in stream.getvalue()
-    else:
-        assert "split_hash" in stream.getvalue()
+    shown = capsys.readouterr().out
+    assert "split_hash" in shown
+    assert "gauc" in shown
 
 
 @pytest.mark.usefixtures("narrow")
@@ -91,7 +98,7 @@ def test_a_line_at_each_validation_of_a_run_that_is_piped(
         assert all(found), lines
         assert [int(line[1]) for line in found if line] == list(range(60, steps + 1, 60))
         caplog.clear()
-        experiment.run(*settings("dnn", tmp_path, "trainer.progress=false"))
+        experiment.run(*settings("dnn", tmp_path / "quiet", "trainer.progress=false"))
         assert not [record for record in caplog.records if record.name == progress.__name__]
 
 
