@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
+from deepinterest import kernels
 from deepinterest.benchmark.threads import waiting_share
+from deepinterest.config import Accelerator, KernelName, Precision, TrainerConfig
+from deepinterest.training.trainer import threads
 
 POLICY = "OMP_WAIT_POLICY"
 
@@ -31,3 +35,25 @@ def test_the_package_says_so_before_torch_is_imported_unless_the_user_has(mine: 
     environment |= {} if mine is None else {POLICY: mine}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.split() == [mine or "PASSIVE", "False"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "of_kernels", "of_torch"),
+    [
+        ({}, 2, 1),
+        ({"threads": 1}, 1, 1),
+        ({"kernel": KernelName.torch}, 2, 2),  # all is torch's work
+        ({"precision": Precision["64-true"]}, 2, 2),
+        ({"compile": True}, 2, 2),
+        ({"devices": 2}, 2, 2),  # Lightning shares the threads out among the processes
+    ],
+)
+def test_threads_are_the_kernels_where_those_compute(settings: dict[str, Any], of_kernels: int, of_torch: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads(TrainerConfig(accelerator=Accelerator.cpu, **settings)):
+            assert (kernels.allowed(), torch.get_num_threads()) == (of_kernels, of_torch)
+        assert (kernels.allowed(), torch.get_num_threads()) == (2, 2)  # the next run of this process finds them so
+    finally:
+        torch.set_num_threads(before)

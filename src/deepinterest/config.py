@@ -545,7 +545,8 @@ class TrainerConfig:
     patience: int | None = ranged(3, low=1)  # stop when so many validations in a row bring no better AUC; null never
     batch_size: int = ranged(256, low=1)  # rows
     eval_batch_size: int = ranged(4096, low=1)
-    threads: int | None = ranged(None, low=1)  # torch threads; null leaves torch's choice. Others round otherwise.
+    # Of the kernels of a CPU, otherwise torch's; null takes as many as torch would. Another number rounds differently.
+    threads: int | None = ranged(None, low=1)
     kernel: KernelName = KernelName.auto
     # torch.compile for the MLP over a row. It takes seconds to minutes at the start; on a CPU it gains 0 to 5 % where
     # the MLP is all (DNN) and nothing elsewhere.

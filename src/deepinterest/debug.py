@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from deepinterest import kernels
 from deepinterest.atomic import beside
 from deepinterest.config import DebugConfig, ExperimentConfig
 from deepinterest.data.advice import advice
@@ -287,7 +288,7 @@ class Profile(Callback):
             "steps": self.timed,
             "rows": self.rows,
             "device": str(module.device),
-            "threads": torch.get_num_threads(),
+            "threads": kernels.allowed(),
             "ms_per_step": 1000 * self._total / self.timed,
             "samples_per_s": self.rows / self._total,
             "parts": table_of(parts),

@@ -41,7 +41,7 @@ from deepinterest.training.checkpoints import Checkpoints, state_of, take_best
 from deepinterest.training.lost import LostProcess
 from deepinterest.training.memory import keep_freed_memory
 from deepinterest.training.module import ClickModel
-from deepinterest.training.trainer import calm, check_device, compiled, device_of, make_trainer, prefetch
+from deepinterest.training.trainer import calm, check_device, compiled, device_of, make_trainer, prefetch, threads
 
 log = logging.getLogger(__name__)
 SUMMARY = "auc", "gauc", "logloss"
@@ -56,22 +56,21 @@ def run(config: ExperimentConfig, resolved: dict[str, Any]) -> dict[str, float]:
     Returns: the content of metrics.json; of other tasks than train and test, what they found.
     """
     with RunFolder(config, resolved) as place:
-        return _run(config, resolved, place)
+        calm()
+        machine.check(config.trainer)
+        kernels.use(config.trainer.kernel)
+        keep_freed_memory()
+        if config.task not in (Task.prepare, Task.data):
+            check_device(config.trainer)
+        with threads(config.trainer):
+            return _run(config, resolved, place)
 
 
 def _run(config: ExperimentConfig, resolved: dict[str, Any], place: RunFolder) -> dict[str, float]:
     begin = time.perf_counter()
     peak.start()
-    calm()
-    machine.check(config.trainer)
     quiet = bool(getattr(rank_zero_only, "rank", 0))  # of several processes one speaks
     console, results = terminal.progress(quiet), terminal.results(quiet)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    kernels.use(config.trainer.kernel)
-    keep_freed_memory()
-    if config.task not in (Task.prepare, Task.data):
-        check_device(config.trainer)
     L.seed_everything(config.seed, verbose=False)
     if config.task is Task.predict:
         found = predict.run(config, console, device_of(config.trainer))

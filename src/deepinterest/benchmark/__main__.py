@@ -116,7 +116,7 @@ def _settings(options: argparse.Namespace, **more: Any) -> Any:
         raise UserError(f"--kernel {kernel} is not possible: one of {names}{nearest(kernel, KernelName.__members__)}.")
     if (kernel, options.device) in (("gpu", "cpu"), ("cpu", "cuda")):
         raise UserError(f"--kernel {kernel} does not run with --device {options.device}: take --kernel auto.")
-    measure.settle(options.threads, options.device)
+    measure.settle(options.threads, options.device, kernel)
     known = {name: value for name, value in vars(options).items() if name in Settings.__dataclass_fields__}
     return Settings(**(known | more), size=Size(options.users, options.items, options.categories))
 

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from deepinterest import kernels
 from deepinterest.errors import UserError
 from deepinterest.training.memory import keep_freed_memory
 
@@ -100,7 +101,7 @@ def synchronize(device: str) -> None:
 
 def clock(device: str) -> Callable[[], float]:
     """What pieces of work are timed with: of one thread its CPU time, which leaves out what others took."""
-    return time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    return time.thread_time if device == "cpu" and kernels.allowed() == 1 else time.perf_counter
 
 
 def seconds_of(work: Callable[[], object], least: float = 0.2, device: str = "cpu", rounds: int = 5) -> float:
@@ -122,11 +123,14 @@ def seconds_of(work: Callable[[], object], least: float = 0.2, device: str = "cp
     return best
 
 
-def settle(threads: int, device: str) -> None:
+def settle(threads: int, device: str, kernel: str = "auto") -> None:
     """Make the process one that a run is measured in. Raises UserError where there is no such device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine shows no GPU to torch. Take --device cpu.")
-    torch.set_num_threads(threads)
+    if device == "cpu" and kernel in ("auto", "cpu"):
+        kernels.give_kernels(threads)
+    else:
+        torch.set_num_threads(threads)
     torch.manual_seed(0)
     torch.set_flush_denormal(True)  # as a run does
     keep_freed_memory()

@@ -24,6 +24,7 @@ WAITS, SECONDS = 200, 0.005  # of pauses between pieces of parallel work
 def run(settings: Settings, rounds: int) -> None:
     """Rounds of one thread and of `settings.threads`, without and with the busy process, all by one process.
 
+    The threads are the kernels', as in a run; torch has one.
     Where the system can, process and busy process are kept to as many cores as there are threads.
     """
     many = settings.threads
@@ -34,8 +35,7 @@ def run(settings: Settings, rounds: int) -> None:
         found: dict[tuple[int, bool], list[float]] = {(n, busy): [] for busy in (False, True) for n in (1, many)}
         for _ in range(rounds):
             for (threads, busy), rates in found.items():
-                torch.set_num_threads(threads)
-                with _busy(busy):
+                with kernels.for_kernels(threads), _busy(busy):
                     rates.append(rates_of(settings, loader, step).median)
         torch.set_num_threads(many)
         waiting = waiting_share()

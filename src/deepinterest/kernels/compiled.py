@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from numba import njit, types
 from numba.core import event
 
+from deepinterest.kernels import threads
 from deepinterest.launch import rank
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,9 @@ def compiled_once(function: Callable[..., None]) -> Any:
 def workers(tasks: int, products: float) -> int:
     """How many threads are worth starting for so many tasks that take so many multiplications together.
 
-    No more than torch may use, and none for what is done sooner than a thread is woken.
+    No more than are allowed, and none for what is done sooner than a thread is woken.
     """
-    return max(1, min(torch.get_num_threads(), tasks, int(products / WORTH_A_THREAD)))
+    return max(1, min(threads.allowed(), tasks, int(products / WORTH_A_THREAD)))
 
 
 def share(workers: int, walk: Callable[..., None], *arguments: Any) -> None:

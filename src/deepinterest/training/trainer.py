@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from deepinterest.config import Accelerator, ExperimentConfig, KernelName, Tables, TrainerConfig
+from deepinterest import kernels
+from deepinterest.config import Accelerator, ExperimentConfig, KernelName, Precision, Tables, TrainerConfig
 from deepinterest.data.datamodule import InteractionData
 from deepinterest.errors import UserError
 from deepinterest.launch import launched
@@ -114,6 +115,29 @@ def _check_gpus(config: TrainerConfig) -> None:
     highest = max(map(int, devices.split(","))) + 1 if "," in devices else int(devices) if devices != "auto" else 0
     if highest > count and launched() is None:
         raise UserError(f"trainer.devices={devices} is out of range: this machine shows {count} GPUs to torch.")
+
+
+@contextmanager
+def threads(config: TrainerConfig) -> Iterator[None]:
+    """`trainer.threads`, for a while: the kernels' where those compute in one process on a CPU, otherwise torch's."""
+    before = torch.get_num_threads()
+    count = config.threads or before
+    one_process = str(config.devices) in ("1", "auto") and launched() is None
+    ours = config.kernel in (KernelName.auto, KernelName.cpu) and config.precision is Precision["32-true"]
+    try:
+        if one_process and ours and not config.compile and _on_cpu(config):
+            with kernels.for_kernels(count):
+                yield
+        else:
+            torch.set_num_threads(count)
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _on_cpu(config: TrainerConfig) -> bool:
+    anything_else = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return config.accelerator is Accelerator.cpu or (config.accelerator is Accelerator.auto and not anything_else)
 
 
 def device_of(config: TrainerConfig) -> torch.device:
