@@ -31,7 +31,9 @@ def _chooses_nothing(word: str, parser: OverridesParser) -> bool:
     except HydraException:  # an option, or a mistake that Hydra tells
         return False
     group = override.key_or_group
-    if not group and not override.is_delete():
+    if override.is_delete() and group not in OPTIONAL and not group.startswith("hydra"):
+        raise UserError(f"{word} is not possible: a setting can't be removed. Give it another value, {group}=…")
+    if not group:
         raise UserError(f"the argument '{word}' names no setting: write key=value")
     if group not in (*SCHEMAS, *OPTIONAL) or override.is_sweep_override() or override.is_delete():
         return False

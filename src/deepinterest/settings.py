@@ -66,7 +66,7 @@ def implied(arguments: list[str]) -> list[str]:
     """The command line with what goes without saying.
 
     The rows that task=predict reads are data=events; `sweep` means -m; a resumed sweep or run writes where it was.
-    Raises UserError for sweep=wandb, which is a file for another command.
+    Raises UserError for sweep=wandb, which is a file for another command, and for --cfg beside -m.
     """
     arguments = [_listed(word) for word in arguments]
     sweeps = [word for word in arguments if word.startswith(("sweep=", "sweep."))]
@@ -77,6 +77,11 @@ def implied(arguments: list[str]) -> list[str]:
         )
     if sweeps and not {"-m", "--multirun", "--cfg", "-c", "--help", "-h", "--info", "-i"} & set(arguments):
         arguments = ["-m", *arguments]
+    shown, many = {"--cfg", "-c", "--info", "-i"} & set(arguments), {"-m", "--multirun"} & set(arguments)
+    if shown and many:
+        raise UserError(
+            f"{shown.pop()} shows the settings of one run and can't be given with {many.pop()}: leave one of them out"
+        )
     for word in [word for word in sweeps if word.startswith("sweep.resume=")]:  # beside it: Hydra wants them in a row
         arguments.insert(arguments.index(word), f"hydra.sweep.dir={word.partition('=')[2]}")
     runs = [word.partition("=")[2] for word in arguments if word.startswith("resume=")]
