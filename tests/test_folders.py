@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,12 +18,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from deepinterest import experiment, folders
 from deepinterest.config import ExperimentConfig
 from deepinterest.errors import UserError, sentence
-from deepinterest.folders import MARK, LateFolder, RunFolder, RunLog, clear
-from deepinterest.report import terminal
+from deepinterest.folders import MARK, LateFolder, RunFolder, RunLog, clear, metrics_of
+from deepinterest.report import sweep, terminal
 from deepinterest.settings import implied, register, resolved, typed
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +115,19 @@ def test_all_that_a_run_writes_can_be_cleared(
     clear(tmp_path / "run")
     assert set(content(tmp_path / "run")) == {MARK}
     assert [path.name for path in (tmp_path / "run").iterdir()] == [MARK]
+
+
+def test_a_folder_says_whether_its_run_came_to_an_end(place: Callable[..., RunFolder], tmp_path: Path) -> None:
+    with place() as first:
+        assert metrics_of(first.take()) is None
+    assert metrics_of(tmp_path / "run") == {}  # a task without metrics
+    second = place().__enter__()
+    second.take()
+    second.__exit__(ValueError)  # this one fails
+    assert metrics_of(tmp_path / "run") is None
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(sweep.table([(0, "seed=1", {}), (1, "seed=2", None)]))
+    assert re.findall(r"seed=\d\W+(\w+)", shown.getvalue()) == ["done", "failed"]
 
 
 def test_two_runs_at_once(place: Callable[..., RunFolder], tmp_path: Path) -> None:

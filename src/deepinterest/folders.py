@@ -6,6 +6,7 @@ it is locked. A folder with another run's results is refused, unless that run go
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -28,6 +29,7 @@ from deepinterest.errors import UserError, tell
 from deepinterest.launch import START, rank
 
 MARK = ".deepinterest"  # says that a run of ours had the folder; the run that has it holds a lock on this file
+ENDED = "ended"  # what the mark holds where the run came to its end
 RESULTS = (
     "metrics.json", "predictions.parquet", "best.ckpt", "last.ckpt", "config.yaml", "probes.json", "tune.json",
     "explain.html", "profile.json", "layout",
@@ -69,8 +71,10 @@ class RunFolder:
             self._refuse_results()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._lock is not None:
+            if kind is None and self.path.is_dir():  # somebody may have deleted it
+                (self.path / MARK).write_text(ENDED, encoding="utf-8")
             self._lock.release()
 
     def take(self) -> Path:
@@ -104,6 +108,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
         self._refuse_results()
+        (self.path / MARK).write_text("", encoding="utf-8")
         if self.config.overwrite:
             clear(self.path)
         for path in _leftovers(self.path):
@@ -240,6 +245,15 @@ def name_after(settings: dict[str, Any], composed: dict[str, Any]) -> None:
         with read_write(hydra):
             hydra.run.dir = str(folder)
     _texts["config.yaml"] = OmegaConf.to_yaml(OmegaConf.create(settings))
+
+
+def metrics_of(folder: Path) -> dict[str, float] | None:
+    """The metrics of the run that ended in a folder: none of other tasks than train and test. None where none ended."""
+    path, mark = folder / "metrics.json", folder / MARK
+    if path.is_file():
+        metrics: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return metrics
+    return {} if mark.is_file() and mark.read_text(encoding="utf-8") == ENDED else None
 
 
 def near(folder: Path) -> str:

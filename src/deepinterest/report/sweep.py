@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from deepinterest.errors import before_exit, sentence, tell
-from deepinterest.folders import near
+from deepinterest.folders import metrics_of, near
 from deepinterest.launch import rank
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def show(folder: str) -> None:
 
 
 def read_jobs(folder: Path) -> list[tuple[int, str, dict[str, float] | None]]:
-    """Number, overrides and metrics of each job; no metrics where the job failed."""
+    """Number, overrides and metrics of each job; None where the job failed."""
     jobs = []
     for job in sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name)):
         overrides = job / ".hydra" / "overrides.yaml"
@@ -81,9 +80,7 @@ def read_jobs(folder: Path) -> list[tuple[int, str, dict[str, float] | None]]:
             continue  # it never began
         said: Any = OmegaConf.load(overrides)
         words = " ".join(str(word) for word in said if not str(word).startswith("resume="))
-        metrics = job / "metrics.json"
-        found = json.loads(metrics.read_text()) if metrics.exists() else None
-        jobs.append((int(job.name), words, found))
+        jobs.append((int(job.name), words, metrics_of(job)))
     return jobs
 
 
@@ -97,8 +94,8 @@ def table(jobs: list[tuple[int, str, dict[str, float] | None]]) -> Table:
     common = set.intersection(*(set(words.split(" ")) for _, words, _ in jobs)) if len(jobs) > 1 else set()
     result = Table("job", "settings", *names)
     for number, words, metrics in jobs:
-        if metrics is None:
-            cells = ["failed", *[""] * (len(names) - 1)]
+        if not metrics:
+            cells = ["failed" if metrics is None else "done", *[""] * (len(names) - 1)]
         else:
             cells = [f"{rows[number][name]:.4f}" if name in rows[number] else "" for name in names]
         differs = " ".join(word for word in words.split(" ") if word not in common)

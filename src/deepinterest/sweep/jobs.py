@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -24,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from deepinterest.config import Search, Task
 from deepinterest.errors import Interrupted, UserError
-from deepinterest.folders import MARK, clear, new, refuse_impossible, refuse_outside
+from deepinterest.folders import MARK, clear, metrics_of, new, refuse_impossible, refuse_outside
 from deepinterest.settings import typed
 from deepinterest.sweep.processes import PARENT
 from deepinterest.sweep.watch import Watch
@@ -201,13 +200,9 @@ class Runner:
             if result is not None and result.status is JobStatus.FAILED:
                 job.error = result._return_value
             else:
-                job.metrics = self._metrics(job)
+                job.metrics = metrics_of(self.folder / str(job.number))
                 if job.metrics is None and result is None:
                     job.error = UserError(f"job {job.number} did not end: {type(died).__name__}: {died}")
-
-    def _metrics(self, job: Job) -> dict[str, float] | None:
-        path = self.folder / str(job.number) / "metrics.json"
-        return json.loads(path.read_text()) if path.is_file() else None
 
     def _finished(self, job: Job) -> bool:
         """Whether the folder holds this job's metrics; raises UserError where it is another job's folder."""
@@ -221,7 +216,7 @@ class Runner:
                 f"sweep.resume={self.folder}: job {job.number} there has {key}={then}, with this command {key}={now}; "
                 "give the command that began the sweep"
             )
-        job.metrics = self._metrics(job)
+        job.metrics = metrics_of(self.folder / str(job.number))
         return job.metrics is not None
 
     def _start(self, job: Job) -> list[str]:

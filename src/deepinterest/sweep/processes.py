@@ -26,6 +26,7 @@ from typing import Any
 
 from deepinterest.config import ExperimentConfig
 from deepinterest.errors import Interrupted, UserError, sentence
+from deepinterest.folders import metrics_of
 from deepinterest.settings import restored
 from deepinterest.training import naming
 
@@ -100,8 +101,7 @@ def run_alone(settings: dict[str, Any], folder: Path) -> dict[str, float]:
     if code:
         ended = f"by signal {-code}" if code < 0 else f"with code {code}"
         raise UserError(f"the processes of this job ended {ended}; what they said is above and in {folder / 'run.log'}")
-    metrics: dict[str, float] = json.loads((folder / "metrics.json").read_text())
-    return metrics
+    return metrics_of(folder) or {}
 
 
 def main(path: Path) -> int:

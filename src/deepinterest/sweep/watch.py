@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
-from deepinterest.folders import MARK
+from deepinterest.folders import MARK, metrics_of
 from deepinterest.report import terminal
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Watch:
         self.words = {job.number: " ".join(word for word in job.overrides if word not in common) for job in jobs}
         self.waiting = {job.number: self._begun(job.number) for job in jobs}
         self.running: list[int] = []
-        self.done = sum((folder / str(number) / "metrics.json").exists() for number in range(total))
+        self.done = sum(metrics_of(folder / str(number)) is not None for number in range(total))
         self.console = terminal.progress()
         self.bar = Progress(
             console=self.console,
@@ -75,7 +75,7 @@ class Watch:
         for number in list(self.running):
             if self.cards is not None:
                 self._show_card(number)
-            if (self.folder / str(number) / "metrics.json").exists():
+            if metrics_of(self.folder / str(number)) is not None:
                 self.running.remove(number)
                 self.done += 1
         last = max(self.running, default=self.done - 1) + 1
