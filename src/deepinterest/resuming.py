@@ -60,18 +60,19 @@ def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> di
     _refuse_mixture(start, trained)
     now, then = OmegaConf.create(settings), OmegaConf.create(trained)
     for key in HOST:
-        if OmegaConf.select(now, key) is not None:
+        group, _, name = key.partition(".")
+        if not name or name in settings[group]:
             OmegaConf.update(then, key, OmegaConf.select(now, key), merge=False, force_add=True)
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key.startswith("hydra") or "@" in key or OmegaConf.select(now, key) is None:
             continue
-        if not of_host(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
-            before, wanted = OmegaConf.select(then, key), OmegaConf.select(now, key)
-            if before != wanted:
+        if not _free(key):
+            before = _fixed(then, key)
+            if before != _fixed(now, key):
                 raise UserError(
                     f"{override} is not what {start} was trained with"
-                    + ("" if OmegaConf.is_config(before) else f" ({key}={before})")
+                    + ("" if isinstance(before, dict) else f" ({key}={before})")
                     + ": a run goes on with its own settings. Leave it out, or start a new run"
                 )
         else:
@@ -83,6 +84,18 @@ def continued(settings: dict[str, Any], overrides: list[str], start: Path) -> di
         paths["run"] = str(Path(settings["resume"]).resolve())
     own = {key: settings[key] for key in ("task", "resume", "overwrite", "checkpoint")}
     return {**settings, **{str(key): value for key, value in plain.items()}, **own, "paths": paths}
+
+
+def _free(key: str) -> bool:
+    return of_host(key) or any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _fixed(config: Any, key: str) -> Any:
+    """The value of a setting; of a group, those of its settings that may not change."""
+    value = OmegaConf.select(config, key)
+    if not OmegaConf.is_dict(value):
+        return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return {name: _fixed(config, f"{key}.{name}") for name in value if not _free(f"{key}.{name}")}
 
 
 def _refuse_mixture(start: Path, trained: dict[str, Any]) -> None:

@@ -621,7 +621,7 @@ def test_torchrun(small: Callable[..., list[str]], tmp_path: Path) -> None:
     metrics = finished(tmp_path, [output], [process.returncode])
     assert metrics["steps"] == 5  # of 3 * 256 rows each
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_synthetic_dien_s1", run.name)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}_synthetic_dien_s1", run.name)
 
 
 @pytest.mark.slow

@@ -220,6 +220,17 @@ def test_longer_than_it_was(go: Go, tmp_path: Path) -> None:
     equal(tmp_path / "whole" / "run", tmp_path / "run")
 
 
+def test_a_group_may_be_said_again(whole: Path, settings: Callable[..., Any], tmp_path: Path) -> None:
+    """As a sweep that goes on does; what may be given anew may differ from the run's."""
+    words = [f"resume={whole}", "trainer.max_epochs=9"]
+    _, plain = settings("dien", tmp_path, *RUN, *words)
+    found = continued(plain, ["trainer=cpu", *words], whole / "last.ckpt")
+    assert (found["trainer"]["max_epochs"], found["trainer"]["threads"]) == (9, 1)
+    other = {**plain, "trainer": {**plain["trainer"], "batch_size": 7}}
+    with pytest.raises(UserError, match=r"trainer=cpu is not what .*last\.ckpt was trained with"):
+        continued(other, ["trainer=cpu"], whole / "last.ckpt")
+
+
 def test_what_cannot_go_on_is_said(go: Go, whole: Path, settings: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
         go(tmp_path, "resume=/nowhere")
@@ -264,7 +275,7 @@ def test_logs_go_on(go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(Killed):
             go(tmp_path / logger, f"logger={logger}", model="dnn")
         time.sleep(1)  # the folders of a run are told apart by the second
-        go(tmp_path / logger, f"resume={tmp_path / logger / 'run'}", model="dnn")
+        go(tmp_path / logger, f"resume={tmp_path / logger / 'run'}", f"logger={logger}", model="dnn")
     first, second = sorted((tmp_path / "wandb" / "wandb").glob("offline-run-*"))
     assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]  # one run
     logs = [pl.read_csv(tmp_path / "csv" / "run" / name / "metrics.csv") for name in ("csv", "csv_2")]
@@ -288,7 +299,7 @@ def test_killed_for_good(small: Callable[..., list[str]], cache: Path, tmp_path:
     last, killed = run / "last.ckpt", []
 
     def saved() -> int:
-        return int(torch.load(last, weights_only=True, mmap=True)["global_step"]) if last.exists() else 0
+        return int(torch.load(last, weights_only=True)["global_step"]) if last.exists() else 0
 
     for target in sorted(moments.sample(range(1, steps - 50), count)):
         arguments = [f"resume={run}", *host] if last.exists() else [*words, "overwrite=true", f"hydra.run.dir={run}"]
