@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepinterest import kernels
 from deepinterest.benchmark import measure, parts, training, workload
 from deepinterest.benchmark.__main__ import main
 from deepinterest.benchmark.workload import Size
@@ -35,12 +36,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """The JSON of a command's last line; what came before is kept in `printed`."""
 
     def call(*arguments: str) -> dict[str, Any]:
-        before = torch.get_num_threads()
-        try:
+        with kernels.for_kernels(1):  # which puts back what the command changes
             assert main([*arguments, *SIZE]) == 0
-        finally:
-            torch.set_num_threads(before)
-            torch.set_flush_denormal(False)
+        torch.set_flush_denormal(False)
         *printed, last = capsys.readouterr().out.splitlines()
         return {**json.loads(last), "printed": "\n".join(printed)}
 

@@ -204,12 +204,12 @@ from deepinterest.folders import RunFolder
 def run(config, resolved):
     with RunFolder(config, resolved) as place:
         place.take()
-    if config.seed == 2:
-        raise RuntimeError("out of luck")
-    assert resolved["task"] == "train"
-    metrics = {{"test/auc": 0.5 + config.seed / 10}}
-    open(os.path.join(config.paths.run, "metrics.json"), "w").write(json.dumps(metrics))
-    return metrics
+        if config.seed == 2:
+            raise RuntimeError("out of luck")
+        assert resolved["task"] == "train"
+        metrics = {{"test/auc": 0.5 + config.seed / 10}}
+        open(os.path.join(config.paths.run, "metrics.json"), "w").write(json.dumps(metrics))
+        return metrics
 sys.modules["deepinterest.experiment"] = types.SimpleNamespace(run=run)
 sys.argv = ["run.py", *sys.argv[1:]]
 runpy.run_path({str(ROOT / "run.py")!r}, run_name="__main__")

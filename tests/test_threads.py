@@ -50,10 +50,10 @@ def test_the_package_says_so_before_torch_is_imported_unless_the_user_has(mine: 
 )
 def test_threads_are_the_kernels_where_those_compute(settings: dict[str, Any], of_kernels: int, of_torch: int) -> None:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    kernels.give_kernels(None, 2)
     try:
         with threads(TrainerConfig(accelerator=Accelerator.cpu, **settings)):
             assert (kernels.allowed(), torch.get_num_threads()) == (of_kernels, of_torch)
         assert (kernels.allowed(), torch.get_num_threads()) == (2, 2)  # the next run of this process finds them so
     finally:
-        torch.set_num_threads(before)
+        kernels.give_kernels(None, before)
