@@ -72,9 +72,12 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._lock is not None:
+        if self._lock is None:
+            return
+        try:
             if kind is None and self.path.is_dir():  # somebody may have deleted it
                 (self.path / MARK).write_text(ENDED, encoding="utf-8")
+        finally:
             self._lock.release()
 
     def take(self) -> Path:
